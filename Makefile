@@ -1,0 +1,38 @@
+# Everything a user types. Needs make, git and Python 3.10 or later; another Python: make demo PYTHON=python3.12
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+export PYTHONWARNINGS ?= ignore
+export TOKENIZERS_PARALLELISM ?= false
+.DELETE_ON_ERROR:
+.PHONY: help demo test check notebooks tests lab
+
+help: ## what there is to make
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or later is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@echo "installing into .venv (about 6 GB, mostly PyTorch; a few minutes)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## draw the data, train CMLFA, search people it has never seen (runs/demo)
+	@start=$$(date +%s); set -e; \
+	$(BIN)/cmlfa_synth data --size demo --seed 0; \
+	$(BIN)/cmlfa_train --config_file configs/demo.yaml --resume; \
+	echo "drawn, trained and evaluated in $$(( $$(date +%s) - start )) s; look at runs/demo/ranking.png"
+
+test: check notebooks tests ## everything that CI runs
+
+check: $(READY) ## the package and the README are what the notebooks say
+	$(BIN)/python tools/check.py
+
+notebooks: $(READY) ## run every notebook
+	$(BIN)/nbdev_test --n_workers 2 --timing
+
+tests: $(READY) ## what a notebook cannot test: processes, commands, faults
+	$(BIN)/python -m pytest -q tests
+
+lab: $(READY) ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --notebook-dir=nbs
