@@ -6,11 +6,11 @@
 __all__ = ['ATTRIBUTES', 'VIEWS', 'CAMERAS', 'LIGHTS', 'OCCLUDERS', 'WORDS', 'Identity', 'allowed', 'sample_identity',
            'neighbour', 'Shot', 'sample_shot', 'visible', 'choose', 'phrase']
 
-# %% ../nbs/00_caption.ipynb #ca718c3c
+# %% ../nbs/00_caption.ipynb #80e1518f
 from dataclasses import asdict, dataclass
 from random import Random
 
-# %% ../nbs/00_caption.ipynb #e496a8fa
+# %% ../nbs/00_caption.ipynb #e0b00cc8
 _COLOURS = "black white grey red blue green yellow orange purple pink brown".split()
 ATTRIBUTES = { # every attribute, in the order in which it is chosen, with its values
     "hat": ["none", "cap", "beanie", "sun hat"],
@@ -32,7 +32,7 @@ ATTRIBUTES = { # every attribute, in the order in which it is chosen, with its v
     "build": ["slim", "average", "broad"],
 }
 
-# %% ../nbs/00_caption.ipynb #d417fb2f
+# %% ../nbs/00_caption.ipynb #a892e2b0
 @dataclass(frozen=True)
 class Identity:
     "One pedestrian: a value for each attribute."
@@ -54,7 +54,7 @@ class Identity:
     carried: str
     build: str
 
-# %% ../nbs/00_caption.ipynb #5d14f4f5
+# %% ../nbs/00_caption.ipynb #67d74436
 def allowed(
     name: str, # an attribute
     have: dict, # the other attributes: name to value
@@ -71,7 +71,7 @@ def allowed(
     if name == "lower" and have["upper"] == "coat": return ["trousers", "long skirt"]
     return values
 
-# %% ../nbs/00_caption.ipynb #d9d28d19
+# %% ../nbs/00_caption.ipynb #fbc32002
 _OFTEN = {"none": 3, "plain": 2, "average": 2, "trousers": 2} # how much more often than the rest
 
 def sample_identity(
@@ -84,7 +84,7 @@ def sample_identity(
         have[name] = rng.choices(values, [_OFTEN.get(v, 1) for v in values])[0]
     return Identity(**have)
 
-# %% ../nbs/00_caption.ipynb #8bac2d39
+# %% ../nbs/00_caption.ipynb #a4286673
 def neighbour(
     identity: Identity, # whom to resemble
     rng: Random, # the only source of chance
@@ -98,7 +98,7 @@ def neighbour(
     name = rng.choices(list(ways))[0]
     return Identity(**{**have, name: rng.choices(ways[name])[0]})
 
-# %% ../nbs/00_caption.ipynb #a80edb67
+# %% ../nbs/00_caption.ipynb #aa40b032
 VIEWS = ["front", "back", "left", "right"] # 'left' and 'right': walking to that side of the picture
 CAMERAS = ["cam_a", "cam_b", "cam_c", "cam_d", "cam_e", "cam_f"]
 LIGHTS = ["day", "sun", "overcast", "evening"]
@@ -119,7 +119,7 @@ class Shot:
     noise: float # standard deviation of the sensor's noise, in grey levels of 255
     seed: int # fixes the small things: bricks, leaves, noise
 
-# %% ../nbs/00_caption.ipynb #dfbaf233
+# %% ../nbs/00_caption.ipynb #0e62e53a
 def sample_shot(
     rng: Random, # the only source of chance
     camera: str, # one of CAMERAS
@@ -130,7 +130,7 @@ def sample_shot(
     return Shot(camera, pick(VIEWS, [3, 3, 2, 2]), pick(["left", "right"]), between(0, 1), between(.84, .91),
         between(-.04, .04), pick(LIGHTS), pick(OCCLUDERS, [87, 5, 4, 4]), between(0, 4), between(0, 4), int(rng.random() * 2**31))
 
-# %% ../nbs/00_caption.ipynb #484da4bd
+# %% ../nbs/00_caption.ipynb #f55baff8
 def visible(
     identity: Identity, # who
     shot: Shot, # in which photograph
@@ -150,7 +150,7 @@ def visible(
     elif see.get("bag") in ("shoulder bag", "handbag", "suitcase"): see["side"] = shot.side
     return see
 
-# %% ../nbs/00_caption.ipynb #829ff9a2
+# %% ../nbs/00_caption.ipynb #516ffc2a
 _NAMED = dict(upper_colour=.96, upper=.92, pattern=.8, sleeves=.25, lower=.95, lower_colour=.95, shoes=.6, shoe_colour=.85,
     hair_colour=.6, hair_length=.75, hair_style=.75, hat=.85, hat_colour=.85, bag=.85, bag_colour=.85, carried=.8,
     build=.2, side=.5, heading=.15)
@@ -170,7 +170,7 @@ def choose(
     if not {"upper", "upper_colour"} & named.keys(): named["upper_colour"] = see["upper_colour"]
     return {k: v for k, v in named.items() if k not in _NEEDS or _NEEDS[k] in named}
 
-# %% ../nbs/00_caption.ipynb #ff7a863d
+# %% ../nbs/00_caption.ipynb #f91155ab
 WORDS = { # what annotators call a value; a value that is not here has its own name only
     "grey": ["grey", "gray"], "purple": ["purple", "violet"], "beige": ["beige", "tan"], "blond": ["blond", "fair"],
     "cap": ["cap", "baseball cap"], "beanie": ["beanie", "woolly hat"], "sun hat": ["sun hat", "wide-brimmed hat"],
@@ -181,7 +181,7 @@ WORDS = { # what annotators call a value; a value that is not here has its own n
     "shoulder bag": ["shoulder bag", "messenger bag"], "suitcase": ["suitcase", "trolley case"],
     "football": ["football", "ball"], "cup": ["cup", "paper cup"], "slim": ["slim", "thin"], "broad": ["heavily built", "stocky"]}
 
-# %% ../nbs/00_caption.ipynb #c90293b5
+# %% ../nbs/00_caption.ipynb #faeb84c7
 def _say(value, rng): # one of the words for a value
     return rng.choice(WORDS.get(value, [value]))
 
@@ -191,7 +191,7 @@ def _a(phrase): # with its article: 'a cap', 'an umbrella'
 def _join(parts): # 'x', 'x and y', 'x, y and z'
     return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]])) if parts else ""
 
-# %% ../nbs/00_caption.ipynb #102d443b
+# %% ../nbs/00_caption.ipynb #9c6f1a3f
 def _hair(see, rng): # 'short curly brown hair', 'red hair in a bun'
     style = see.get("hair_style")
     tied = f" {rng.choice(['in', 'tied in', 'worn in'])} a {style}" if style in ("ponytail", "bun") else ""
@@ -206,7 +206,7 @@ def _upper(see, rng): # 'a short-sleeved red striped t-shirt'
     words = [plain, sleeves and f"{sleeves}-sleeved", see.get("upper_colour"), pattern]
     return _a(" ".join(_say(w, rng) for w in words + [see.get("upper", "top")] if w) + tail)
 
-# %% ../nbs/00_caption.ipynb #c7062af6
+# %% ../nbs/00_caption.ipynb #2f81cc84
 def _thing(kind, see, rng): # 'a red cap', 'blue shorts'
     colour = "shoe_colour" if kind == "shoes" else f"{kind}_colour"
     words = " ".join(_say(see[k], rng) for k in (colour, kind) if k in see)
@@ -215,14 +215,14 @@ def _thing(kind, see, rng): # 'a red cap', 'blue shorts'
 def _doing(see, rng): # 'carrying a red handbag on the left', 'holding a cup', 'walking to the right'
     out = []
     if "bag" in see:
-        verb = {"suitcase": ["pulling"], "backpack": ["carrying", "wearing"]}.get(see["bag"], ["carrying", "holding"])
+        verb = {"suitcase": ["pulling"], "backpack": ["carrying"]}.get(see["bag"], ["carrying", "holding"])
         where = rng.choice([" on the {}", " on the {} side", " at the {} side"]).format(see["side"]) if "side" in see else ""
         out.append(f"{rng.choice(verb)} {_thing('bag', see, rng)}{where}")
     if "carried" in see: out.append(f"{rng.choice(['holding', 'carrying'])} {_a(_say(see['carried'], rng))}")
     if "heading" in see: out.append(f"{rng.choice(['walking', 'heading'])} to the {see['heading']}")
     return out
 
-# %% ../nbs/00_caption.ipynb #01d00a5f
+# %% ../nbs/00_caption.ipynb #2464f8ba
 def phrase(
     see: dict, # what to name, from `choose`
     rng: Random, # the only source of chance

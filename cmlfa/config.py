@@ -6,7 +6,7 @@
 __all__ = ['CHOICES', 'POSITIVE', 'USED_WITH', 'Config', 'field_comments', 'validate', 'check_used', 'from_dict', 'read_yaml',
            'load_config', 'save_config', 'make_parser', 'parse_args']
 
-# %% ../nbs/10_config.ipynb #06107019
+# %% ../nbs/10_config.ipynb #fe19f790
 import argparse
 import inspect
 import re
@@ -19,7 +19,7 @@ from .data import LAYOUTS
 from .clip import ARCHS
 from .losses import loss_names
 
-# %% ../nbs/10_config.ipynb #542c6611
+# %% ../nbs/10_config.ipynb #c096d2eb
 @dataclass
 class Config:
     "All settings of a run: the published flags under their published names, then this project's own."
@@ -96,25 +96,25 @@ class Config:
         "`loss_names`, read."
         return loss_names(self.loss_names)
 
-# %% ../nbs/10_config.ipynb #9db49dc2
+# %% ../nbs/10_config.ipynb #d6ebbf41
 def field_comments() -> dict[str, str]: # name -> the comment beside it
     "The dataclass's own comments, which serve as help."
     source, _ = inspect.findsource(Config.losses.fget) # the module's or the notebook cell's text
     found = re.findall(r"^    (\w+): .*? # (.*)$", "".join(source), re.M)
     return {name: comment for name, comment in reversed(found) if name in Config.__dataclass_fields__}
 
-# %% ../nbs/10_config.ipynb #272af842
+# %% ../nbs/10_config.ipynb #027f77c9
 CHOICES = dict(
     val_dataset=("val", "test"), optimizer=("Adam", "AdamW", "SGD"), warmup_method=("linear", "constant"),
     lrscheduler=("cosine", "step", "exp", "poly", "linear"), dataset_name=tuple(LAYOUTS), sampler=("random", "identity"),
     backbone=tuple(ARCHS), itc_positives=("identity", "pair"), long_captions=("cut", "refuse"),
     mixed_precision=("auto", "no", "bf16", "fp16"))
 
-# %% ../nbs/10_config.ipynb #54a9a17d
+# %% ../nbs/10_config.ipynb #f582c5e7
 POSITIVE = ("temperature", "lr", "num_epoch", "batch_size", "test_batch_size", "num_instance", "eval_period", "log_period",
             "stride_size", "text_length", "vocab_size", "lr_factor", "bias_lr_factor", "power", "gamma") # must be above 0
 
-# %% ../nbs/10_config.ipynb #a4b0ad83
+# %% ../nbs/10_config.ipynb #feaf97e7
 def validate(
     cfg: Config, # settings
 ) -> Config: # the same, if they make sense
@@ -133,7 +133,7 @@ def validate(
     cfg.losses # an unknown loss is refused where the names are read
     return cfg
 
-# %% ../nbs/10_config.ipynb #856f1f33
+# %% ../nbs/10_config.ipynb #2722f2fe
 def _needs(flags, why, used):
     "One rule for several flags."
     return {flag: (why, used) for flag in flags.split()}
@@ -156,7 +156,7 @@ USED_WITH = (
     | _needs("pad", "no --img_aug", lambda c: c.img_aug)
     | _needs("backbone", "pretrained weights, which bring their own sizes", lambda c: c.pretrain_choice == "none"))
 
-# %% ../nbs/10_config.ipynb #21cb5a7b
+# %% ../nbs/10_config.ipynb #790bf0de
 def check_used(
     cfg: Config, # settings
     given: set[str], # names that the user wrote
@@ -166,7 +166,7 @@ def check_used(
         why, used = USED_WITH[name]
         if not used(cfg): raise UserError(f"{name} has no effect with {why}; leave it out, or change the other.")
 
-# %% ../nbs/10_config.ipynb #228ae599
+# %% ../nbs/10_config.ipynb #e7123663
 def _coerce(name, value, kind):
     "A value from YAML as the field's type, or a sentence."
     if get_origin(kind) is tuple:
@@ -179,7 +179,7 @@ def _coerce(name, value, kind):
     if type(value) is not kind: raise UserError(f"{name}: {value!r} must be {dict(int='a whole number', float='a number', str='text', bool='true or false')[kind.__name__]}.")
     return value
 
-# %% ../nbs/10_config.ipynb #f239a403
+# %% ../nbs/10_config.ipynb #f97ec474
 def from_dict(
     values: dict, # names and values
     source: str = "configuration", # where they come from, for the message
@@ -191,7 +191,7 @@ def from_dict(
     try: return validate(Config(**{k: _coerce(k, v, kinds[k]) for k, v in values.items()}))
     except UserError as e: raise UserError(f"{source}: {e}") from e
 
-# %% ../nbs/10_config.ipynb #c958eba9
+# %% ../nbs/10_config.ipynb #749f6603
 def read_yaml(
     file: str | Path, # YAML file
 ) -> dict: # names and values as written
@@ -202,14 +202,14 @@ def read_yaml(
     if not isinstance(values, dict): raise UserError(f"{file}: must hold settings as 'name: value' lines.")
     return values
 
-# %% ../nbs/10_config.ipynb #ddc4e12f
+# %% ../nbs/10_config.ipynb #bc342e4f
 def load_config(
     file: str | Path, # a run's configs.yaml
 ) -> Config: # checked
     "The configuration in a YAML file."
     return from_dict(read_yaml(file), str(file))
 
-# %% ../nbs/10_config.ipynb #c56dcf36
+# %% ../nbs/10_config.ipynb #63eb586b
 def save_config(
     cfg: Config, # settings
     file: str | Path, # YAML file to write
@@ -218,16 +218,12 @@ def save_config(
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(cfg).items()}
     Path(file).write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
 
-# %% ../nbs/10_config.ipynb #8748f880
-def _numbers(text):
-    "'384 128', '384,128' and '(384, 128)' are all the same."
-    return [int(n) for n in re.findall(r"-?\d+", text)]
-
+# %% ../nbs/10_config.ipynb #ba3c02c6
 class _Parser(argparse.ArgumentParser):
     "Says what is wrong in one line, as everything here does."
     def error(self, message): raise UserError(message)
 
-# %% ../nbs/10_config.ipynb #566240d0
+# %% ../nbs/10_config.ipynb #0b41c175
 def make_parser(
     comments: dict[str, str] = {}, # help by name
 ) -> argparse.ArgumentParser: # nothing has a default: what is absent was not given
@@ -240,7 +236,12 @@ def make_parser(
         else: parser.add_argument(f"--{f.name}", type=kind, metavar=kind.__name__.upper(), help=help_)
     return parser
 
-# %% ../nbs/10_config.ipynb #6f2289d1
+# %% ../nbs/10_config.ipynb #05be97ac
+def _numbers(text):
+    "'384 128', '384,128' and '(384, 128)' are all the same."
+    return [int(n) for n in re.findall(r"-?\d+", text)]
+
+# %% ../nbs/10_config.ipynb #13d962ea
 def parse_args(
     argv: list[str] | None = None, # the command line; this process's if None
 ) -> Config: # checked

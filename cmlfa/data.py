@@ -7,7 +7,7 @@ __all__ = ['LAYOUTS', 'MAX_PIXELS', 'MEAN', 'STD', 'Layout', 'find_annotations',
            'read_splits', 'BadImage', 'load_image', 'normalise', 'random_flip', 'random_crop', 'random_erase',
            'Augment', 'Pairs', 'Gallery', 'RandomBatches', 'IdentityBatches', 'train_loader']
 
-# %% ../nbs/02_data.ipynb #00e1996b
+# %% ../nbs/02_data.ipynb #20b299d9
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from .synth import UserError
 from .tokenizer import Tokenizer
 
-# %% ../nbs/02_data.ipynb #bae7b836
+# %% ../nbs/02_data.ipynb #19364c56
 @dataclass(frozen=True)
 class Layout:
     "Where a public data set keeps its annotations."
@@ -30,7 +30,7 @@ LAYOUTS = {
     "ICFG-PEDES": Layout(("ICFG_PEDES.json", "ICFG-PEDES.json"), "file_path"),
     "RSTPReid": Layout(("data_captions.json",), "img_path")}
 
-# %% ../nbs/02_data.ipynb #a8d686ef
+# %% ../nbs/02_data.ipynb #fb0b5d88
 def find_annotations(
     root: str | Path, # folder that holds the data sets
     name: str, # a key of `LAYOUTS`
@@ -45,7 +45,7 @@ def find_annotations(
     if not found: raise UserError(f"{folder}: the annotation file {' or '.join(LAYOUTS[name].files)} is missing; it comes with the data set.")
     return found[0]
 
-# %% ../nbs/02_data.ipynb #7643da07
+# %% ../nbs/02_data.ipynb #a4868374
 def _check_entry(entry, key):
     "Say what is wrong with one entry of an annotation file, or None."
     if not isinstance(entry, dict): return f"is no object with split, id, captions and {key}"
@@ -60,7 +60,7 @@ def _check_entry(entry, key):
     empty = [i for i, c in enumerate(captions) if not isinstance(c, str) or not c.strip()]
     if empty: return f"has an empty caption (number {empty[0]}); describe the image or remove the caption"
 
-# %% ../nbs/02_data.ipynb #6d07b36b
+# %% ../nbs/02_data.ipynb #d90c13a6
 @dataclass(frozen=True)
 class Photo:
     "One image of the data set with what is known of it."
@@ -80,13 +80,12 @@ def read_photos(
     if not isinstance(entries, list) or not entries: raise UserError(f"{file}: must be a list of at least one image; this is another file, or an empty one.")
     for i, entry in enumerate(entries):
         if fault := _check_entry(entry, key): raise UserError(f"{file}: entry {i} {fault}.")
-    folder = file.parent / "imgs"
-    photos = [Photo(str(folder / e[key]), e["id"], tuple(e["captions"]), e["split"]) for e in entries]
+    photos = [Photo(str(file.parent / "imgs" / e[key]), e["id"], tuple(e["captions"]), e["split"]) for e in entries]
     missing = [p.path for p in photos if not Path(p.path).is_file()]
     if missing: raise UserError(f"{missing[0]}: this image is missing ({len(missing)} of {len(photos)} are); fetch the data set's images again.")
     return photos
 
-# %% ../nbs/02_data.ipynb #2fa1cef1
+# %% ../nbs/02_data.ipynb #d558e495
 class Split:
     "The images and captions of one split, as parallel lists."
     def __init__(self,
@@ -104,7 +103,7 @@ class Split:
         return self.identities.unique(return_inverse=True)[1][self.owner]
     def __repr__(self): return f"{len(self.identities.unique()):,} identities, {len(self.paths):,} images, {len(self.captions):,} captions"
 
-# %% ../nbs/02_data.ipynb #7ff19efb
+# %% ../nbs/02_data.ipynb #fe89f7db
 def hold_out(
     photos: list[Photo], # the training images
     share: float = 0.05, # of the identities
@@ -116,7 +115,7 @@ def hold_out(
     held = set(np.random.default_rng(seed).choice(ids, max(1, round(share * len(ids))), replace=False).tolist())
     return [p for p in photos if p.identity not in held], [p for p in photos if p.identity in held]
 
-# %% ../nbs/02_data.ipynb #361fca14
+# %% ../nbs/02_data.ipynb #deb72908
 def read_splits(
     root: str | Path, # folder that holds the data sets
     name: str, # a key of `LAYOUTS`
@@ -133,7 +132,7 @@ def read_splits(
     if not parts["val"]: parts["train"], parts["val"] = hold_out(parts["train"], seed=seed)
     return {s: Split(p) for s, p in parts.items()}
 
-# %% ../nbs/02_data.ipynb #d304dd9a
+# %% ../nbs/02_data.ipynb #aaf037b2
 MAX_PIXELS = 50_000_000 # an image that claims more is refused before it is decoded
 class BadImage(UserError):
     "An image that cannot be used; only its sentence is shown, even where a worker process wrapped it in a traceback."
@@ -153,7 +152,7 @@ def load_image(
     if im.size != size[::-1]: im = im.resize(size[::-1], Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(im)).permute(2, 0, 1)
 
-# %% ../nbs/02_data.ipynb #bc7ec613
+# %% ../nbs/02_data.ipynb #bd8b73c1
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711) # CLIP's, of RGB in 0..1
 
 def normalise(
@@ -163,7 +162,7 @@ def normalise(
     mean, std = (torch.tensor(t, device=images.device).view(3, 1, 1) for t in (MEAN, STD))
     return (images.float() / 255 - mean) / std
 
-# %% ../nbs/02_data.ipynb #00813cff
+# %% ../nbs/02_data.ipynb #99533e96
 def random_flip(
     images: torch.Tensor, # B x 3 x h x w
     ids: torch.Tensor, # token ids of their captions, B x L
@@ -175,7 +174,7 @@ def random_flip(
     swapped = ids.masked_fill(ids == words[0], words[1]).masked_fill(ids == words[1], words[0])
     return torch.where(flip[:, None, None, None], images.flip(-1), images), torch.where(flip[:, None], swapped, ids)
 
-# %% ../nbs/02_data.ipynb #5ba79418
+# %% ../nbs/02_data.ipynb #bdbd7ba5
 def random_crop(
     images: torch.Tensor, # normalised, B x 3 x h x w
     pad: int = 10, # pixels on every side, filled with the mean
@@ -186,7 +185,7 @@ def random_crop(
     corners = torch.randint(0, 2 * pad + 1, (2, b), generator=generator, device=images.device).T.tolist()
     return torch.stack([im[:, top:top + h, left:left + w] for im, (top, left) in zip(F.pad(images, [pad] * 4), corners)])
 
-# %% ../nbs/02_data.ipynb #1688b338
+# %% ../nbs/02_data.ipynb #95ebc7a8
 def random_erase(
     images: torch.Tensor, # normalised, B x 3 x h x w
     area: tuple[float, float] = (0.02, 0.4), # share of the image
@@ -203,7 +202,7 @@ def random_erase(
     rows, cols = (y >= 0) & (y < height) & (u[4] < 0.5), (x >= 0) & (x < width)
     return images.masked_fill((rows[:, :, None] & cols[:, None])[:, None], 0.)
 
-# %% ../nbs/02_data.ipynb #0d84449b
+# %% ../nbs/02_data.ipynb #3b63e61c
 class Augment:
     "Turns a raw batch into training input: new tensors, the batch itself untouched."
     def __init__(self,
@@ -223,7 +222,7 @@ class Augment:
             images = random_erase(random_crop(images, self.pad, generator), generator=generator)
         return batch | {"images": images, "ids": ids}
 
-# %% ../nbs/02_data.ipynb #4fa8211f
+# %% ../nbs/02_data.ipynb #a61eb932
 class Pairs(Dataset):
     "Training pairs: a caption, its image, and who it is."
     def __init__(self,
@@ -235,10 +234,9 @@ class Pairs(Dataset):
     def __len__(self): return len(self.ids)
     def __getitem__(self, i):
         "One pair as a dictionary of tensors."
-        path = self.split.paths[self.split.owner[i]]
-        return dict(images=load_image(path, self.size), ids=self.ids[i], labels=self.labels[i], index=i)
+        return dict(images=load_image(self.split.paths[self.split.owner[i]], self.size), ids=self.ids[i], labels=self.labels[i], index=i)
 
-# %% ../nbs/02_data.ipynb #10a50c71
+# %% ../nbs/02_data.ipynb #7e8f2d82
 @dataclass(eq=False, repr=False)
 class Gallery(Dataset):
     "Images alone, in order, for embedding."
@@ -247,7 +245,7 @@ class Gallery(Dataset):
     def __len__(self): return len(self.paths)
     def __getitem__(self, i): return load_image(self.paths[i], self.size)
 
-# %% ../nbs/02_data.ipynb #a5fe695c
+# %% ../nbs/02_data.ipynb #10f05d92
 class RandomBatches:
     "Every pair once an epoch, in an order fixed by seed and epoch; an incomplete last batch is left out."
     def __init__(self,
@@ -262,7 +260,7 @@ class RandomBatches:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)
         yield from order[:len(self) * self.batch_size].reshape(-1, self.batch_size).tolist()
 
-# %% ../nbs/02_data.ipynb #68ffd697
+# %% ../nbs/02_data.ipynb #e32053e7
 class IdentityBatches:
     "Batches of P identities with `num_instance` pairs each, so that every person meets itself."
     def __init__(self,
@@ -286,7 +284,7 @@ class IdentityBatches:
             picked, queue = queue[:self.per_batch], queue[self.per_batch:]
             yield [int(i) for p in picked for i in rng.choice(self.members[p], k, replace=len(self.members[p]) < k)]
 
-# %% ../nbs/02_data.ipynb #1dd835c8
+# %% ../nbs/02_data.ipynb #86c89666
 def train_loader(
     pairs: Pairs, # what to train on
     batch_size: int = 64, # pairs a batch

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['attend', 'LFA']
 
-# %% ../nbs/05_lfa.ipynb #d18f7f15
+# %% ../nbs/05_lfa.ipynb #39b64fa6
 import torch
 from torch import nn
 
 from .clip import Block
 from .synth import UserError
 
-# %% ../nbs/05_lfa.ipynb #2ca83b22
+# %% ../nbs/05_lfa.ipynb #293bcfdc
 def attend(
     prototypes: torch.Tensor, # P, K x D
     tokens: torch.Tensor, # X, B x N x D
@@ -23,14 +23,14 @@ def attend(
     if mask is not None: scores = scores.masked_fill(~mask[:, None], float("-inf"))
     return scores.softmax(-1)
 
-# %% ../nbs/05_lfa.ipynb #9e6337e5
+# %% ../nbs/05_lfa.ipynb #edb26a63
 def _check_sizes(dim, prototypes, layers, heads):
     "Refuse sizes that cannot work, in one sentence."
     if prototypes < 1: raise UserError(f"prototypes: {prototypes} is no number of questions to ask; give 1 or more to LFA, or 0 to the model, which then has no LFA.")
     if layers < 0: raise UserError(f"layers: {layers} is no number of blocks; give 0 or more.")
     if layers and (heads < 1 or dim % heads): raise UserError(f"heads: {dim} channels cannot be shared out to {heads} heads; choose a divisor of {dim}.")
 
-# %% ../nbs/05_lfa.ipynb #dc2de851
+# %% ../nbs/05_lfa.ipynb #d6e772da
 class LFA(nn.Module):
     "K prototypes gather latent features from the tokens of either modality, with the same weights for both."
     def __init__(self,
@@ -45,6 +45,9 @@ class LFA(nn.Module):
         self.prototypes = nn.Parameter(torch.randn(prototypes, dim))
         self.feed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
         self.blocks = nn.ModuleList(Block(dim, heads, nn.GELU, layers) for _ in range(layers))
+        for out in (self.feed[-1], *(p for b in self.blocks for p in (b.attn.out_proj, b.mlp["c_proj"]))): # a fresh LFA only gathers
+            nn.init.normal_(out.weight, std=1e-3)
+            nn.init.zeros_(out.bias)
 
     def forward(self,
         tokens: torch.Tensor, # image patches or words, B x N x D

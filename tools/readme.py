@@ -9,10 +9,17 @@ from nbconvert import MarkdownExporter
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def shown(cell):
+    "A cell as a reader of the README sees it: of a cell marked `#| echo: false`, only what it made."
+    if cell.cell_type == "code" and "#| echo: false" in cell.source:
+        return nbformat.v4.new_markdown_cell("".join(o.data["text/markdown"] for o in cell.outputs))
+    return cell
+
+
 def readme() -> str:
     "The README's text."
     nb = nbformat.read(ROOT / "nbs/index.ipynb", as_version=4)
-    nb.cells = [c for c in nb.cells if not c.source.lstrip().startswith("#| hide")]
+    nb.cells = [shown(c) for c in nb.cells if not c.source.lstrip().startswith("#| hide")]
     text, _ = MarkdownExporter().from_notebook_node(nb)
     # pictures and notebooks lie beside index.ipynb, one folder below the README
     text = re.sub(r"(\]\(|src=\")(?=images/|\d\d\w?_\w+\.ipynb)", r"\1nbs/", text)
