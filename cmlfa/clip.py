@@ -7,20 +7,19 @@ __all__ = ['ARCHS', 'Arch', 'check_arch', 'Attention', 'QuickGELU', 'Block', 'Te
            'PatchEmbed', 'ImageEncoder', 'read_weights', 'arch_of', 'load_image_weights', 'fit_context',
            'load_text_weights', 'download_weights']
 
-# %% ../nbs/04_clip.ipynb #b59e9f07
+# %% ../nbs/04_clip.ipynb #bbd2cbd2
 import warnings, zipfile
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
-import torch
+import torch, torch.nn.functional as F
 from torch import nn
-import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from safetensors.torch import load_file
 from .synth import UserError
 
-# %% ../nbs/04_clip.ipynb #646eed44
+# %% ../nbs/04_clip.ipynb #98074a31
 @dataclass(frozen=True)
 class Arch:
     "All sizes of one pair of encoders."
@@ -47,7 +46,7 @@ ARCHS = {
     "tiny": Arch(image_size=(96, 48), patch=12, stride=12, width=128, layers=4, heads=4, dim=128,
                  text_width=128, text_layers=2, text_heads=4, quick_gelu=False)}
 
-# %% ../nbs/04_clip.ipynb #e021e0c0
+# %% ../nbs/04_clip.ipynb #30afbbda
 def _check_heads(dim, heads): # attention shares the channels out evenly
     if heads < 1 or dim % heads: raise UserError(f"heads: {dim} channels cannot be shared out to {heads} heads; choose a divisor of {dim}.")
 def check_arch(
@@ -64,7 +63,7 @@ def check_arch(
     if arch.context < 3: raise UserError(f"text_length: {arch.context} leaves no room for a word between the start and end tokens; give 3 or more.")
     return arch
 
-# %% ../nbs/04_clip.ipynb #37c5fd8a
+# %% ../nbs/04_clip.ipynb #6b4d9aed
 class Attention(nn.Module):
     "Multi-head attention of queries over keys, batch first, with OpenAI's parameter names."
     def __init__(self,
@@ -93,12 +92,12 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
-# %% ../nbs/04_clip.ipynb #85543fd1
+# %% ../nbs/04_clip.ipynb #a18c198e
 class QuickGELU(nn.Module):
     "OpenAI's cheap stand-in for the GELU: x * sigmoid(1.702 x)."
     def forward(self, x): return x * torch.sigmoid(1.702 * x)
 
-# %% ../nbs/04_clip.ipynb #fddc6ded
+# %% ../nbs/04_clip.ipynb #cf85db0a
 class Block(nn.Module):
     "A pre-norm transformer block: attention, then a small network on each token, each added to its input."
     def __init__(self,
@@ -122,7 +121,7 @@ class Block(nn.Module):
         x = x + self.attn(self.ln_1(x), mask=mask, causal=causal)
         return x + self.mlp.c_proj(self.mlp.gelu(self.mlp.c_fc(self.ln_2(x))))
 
-# %% ../nbs/04_clip.ipynb #30243483
+# %% ../nbs/04_clip.ipynb #ed59e5e1
 class TextEncoder(nn.Module):
     "CLIP's causal text transformer; parameter names are OpenAI's."
     def __init__(self,
@@ -147,7 +146,7 @@ class TextEncoder(nn.Module):
         for block in self.transformer.resblocks: x = block(x, causal=True)
         return self.ln_final(x) @ self.text_projection
 
-# %% ../nbs/04_clip.ipynb #83d5c10e
+# %% ../nbs/04_clip.ipynb #3bb57de4
 def end_positions(
     ids: torch.Tensor, # token ids, B x L, padded behind the end token
     end: int = 49407, # id of the end token
@@ -155,7 +154,7 @@ def end_positions(
     "Position of each caption's end token, where the global text feature is read."
     return (ids == end).int().argmax(1)
 
-# %% ../nbs/04_clip.ipynb #83c88bac
+# %% ../nbs/04_clip.ipynb #85410e7a
 def text_mask(
     ids: torch.Tensor, # token ids, B x L
     end: int = 49407, # id of the end token
@@ -163,7 +162,7 @@ def text_mask(
     "Which positions hold the caption. Position decides, not the id: the padding id 0 is also the token of '!'."
     return torch.arange(ids.shape[1], device=ids.device) <= end_positions(ids, end)[:, None]
 
-# %% ../nbs/04_clip.ipynb #336f54ae
+# %% ../nbs/04_clip.ipynb #d7eca7fc
 def trim(
     ids: torch.Tensor, # token ids, B x L
     end: int = 49407, # id of the end token
@@ -171,7 +170,7 @@ def trim(
     "Cut the padding that no caption of this batch needs."
     return ids[:, :int(end_positions(ids, end).max()) + 1]
 
-# %% ../nbs/04_clip.ipynb #53ffe7b8
+# %% ../nbs/04_clip.ipynb #47f07574
 class PatchEmbed(nn.Module):
     "Cut the image into patches, overlapping where the stride is smaller than the patch, and project each."
     def __init__(self, img_size, patch_size, in_chans, embed_dim, stride, bias=True, **_): # all but the stride is given by timm
@@ -182,7 +181,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x): return self.proj(x).flatten(2).transpose(1, 2) # B x width x h x w -> B x N x width
 
-# %% ../nbs/04_clip.ipynb #dd9065f7
+# %% ../nbs/04_clip.ipynb #95a16ddd
 class ImageEncoder(nn.Module):
     "CLIP's vision transformer (timm's), every token projected to the shared space."
     def __init__(self,
@@ -196,26 +195,24 @@ class ImageEncoder(nn.Module):
             act_layer=QuickGELU if arch.quick_gelu else nn.GELU)
         self.proj = nn.Parameter(torch.randn(arch.width, arch.dim) * arch.width ** -0.5)
         for p in (self.vit.pos_embed, self.vit.cls_token): nn.init.normal_(p, std=0.5)
-        full = arch.width ** -0.5 # the scales of the text tower's blocks; timm's own 0.02 is too small for narrow towers
+        full, out = arch.width ** -0.5, arch.width ** -0.5 * (2 * arch.layers) ** -0.5 # as in `Block`; timm's own 0.02 is too small for narrow towers
         for b in self.vit.blocks:
-            for layer, std in ((b.attn.qkv, full), (b.attn.proj, full * (2 * arch.layers) ** -0.5), (b.mlp.fc1, full * 2 ** -0.5), (b.mlp.fc2, full * (2 * arch.layers) ** -0.5)):
-                nn.init.normal_(layer.weight, std=std)
+            for m, std in ((b.attn.qkv, full), (b.attn.proj, out), (b.mlp.fc1, full * 2 ** -0.5), (b.mlp.fc2, out)): nn.init.normal_(m.weight, std=std)
 
     def forward(self,
         images: torch.Tensor, # normalised images, B x 3 x height x width
     ) -> torch.Tensor: # class token, then the patches row by row, B x (1 + N) x D
         "A feature for the whole image and one for each patch."
-        have, want = (f"{h} x {w}" for h, w in (images.shape[-2:], self.size))
-        if have != want: raise UserError(f"images of {have} pixels were given to an encoder made for {want}; resize them, or build the encoder with that img_size.")
+        h, w = images.shape[-2:]
+        if (h, w) != self.size: raise UserError(f"images of {h} x {w} pixels were given to an encoder made for {self.size[0]} x {self.size[1]}; resize them, or build the encoder with that img_size.")
         return self.vit.forward_features(images) @ self.proj
 
-# %% ../nbs/04_clip.ipynb #e1c2a85a
+# %% ../nbs/04_clip.ipynb #d6d543a8
 def read_weights(
     file: str | Path, # OpenAI's or open_clip's weights: .pt, .pth, .bin, a TorchScript archive, or .safetensors
 ) -> dict[str, torch.Tensor]: # parameter name -> tensor
     "Read a state dict without ever executing what a pickle might hold."
-    file = Path(file)
-    if not file.is_file(): raise UserError(f"{file}: there is no such file of weights; give ViT-B/16, none, or the path of OpenAI's or open_clip's weights.")
+    if not (file := Path(file)).is_file(): raise UserError(f"{file}: there is no such file of weights; give ViT-B/16, none, or the path of OpenAI's or open_clip's weights.")
     try:
         script = zipfile.is_zipfile(file) and any(n.endswith("/constants.pkl") for n in zipfile.ZipFile(file).namelist())
         with warnings.catch_warnings(record=True): # newer versions of torch call TorchScript deprecated
@@ -230,7 +227,7 @@ def read_weights(
     if missing: raise UserError(f"{file}: holds no CLIP vision transformer ({missing[0]} is missing); give OpenAI's or open_clip's ViT weights.")
     return {k: v.float() for k, v in state.items() if isinstance(v, torch.Tensor)}
 
-# %% ../nbs/04_clip.ipynb #2a8a425d
+# %% ../nbs/04_clip.ipynb #7b4901b7
 def arch_of(
     state: dict[str, torch.Tensor], # a state dict with OpenAI's names
     quick_gelu: bool = True, # shapes do not tell the activation: OpenAI's models use QuickGELU, most of open_clip's the exact one
@@ -245,13 +242,13 @@ def arch_of(
                 text_width=text.shape[0], text_layers=blocks("transformer.resblocks."), text_heads=text.shape[0] // 64,
                 context=len(state["positional_embedding"]), vocab=len(state["token_embedding.weight"]), quick_gelu=quick_gelu)
 
-# %% ../nbs/04_clip.ipynb #c69095da
+# %% ../nbs/04_clip.ipynb #bd3ac77f
 def _fit_grid(positions, grid):
     "Interpolate the position rows of a square grid, (1 + n * n) x width, to another grid; those of another shape are left alone."
     side = round((len(positions) - 1) ** 0.5)
     return resample_abs_pos_embed(positions[None], grid, (side, side))[0] if side * side == len(positions) - 1 else positions
 
-# %% ../nbs/04_clip.ipynb #2dab9584
+# %% ../nbs/04_clip.ipynb #86650b1d
 def _fill(module, state, names, what):
     "Load strictly; `names` maps each name in the file to ours."
     own = module.state_dict()
@@ -273,7 +270,7 @@ def load_image_weights(
     if place in visual: visual[place] = _fit_grid(visual[place], encoder.vit.patch_embed.grid_size)
     _fill(encoder, visual, names, "image encoder")
 
-# %% ../nbs/04_clip.ipynb #323a228f
+# %% ../nbs/04_clip.ipynb #52b51b16
 def fit_context(
     positions: torch.Tensor, # text position embeddings, L x width
     context: int, # positions wanted
@@ -286,13 +283,12 @@ def load_text_weights(
     state: dict[str, torch.Tensor], # a state dict with OpenAI's names
 ):
     "Fill the text tower, fitting the positions to our context."
-    names = {k: k for k in encoder.state_dict()}
-    parts, place = {k.split(".")[0] for k in names}, "positional_embedding" # a CLIP has other parts too, such as its temperature
-    text = {k: v for k, v in state.items() if k.split(".")[0] in parts}
+    names, place = {k: k for k in encoder.state_dict()}, "positional_embedding"
+    text = {k: v for k, v in state.items() if k.split(".")[0] in {n.split(".")[0] for n in names}} # not its temperature and the like
     if place in text: text[place] = fit_context(text[place], len(encoder.positional_embedding))
     _fill(encoder, text, names, "text encoder")
 
-# %% ../nbs/04_clip.ipynb #e7b68bdf
+# %% ../nbs/04_clip.ipynb #f1ddd74f
 def download_weights(
     name: str = "ViT-B/16", # one of OpenAI's models
 ) -> Path: # the file, in open_clip's cache

@@ -6,7 +6,7 @@
 __all__ = ['CHOICES', 'POSITIVE', 'USED_WITH', 'Config', 'field_comments', 'validate', 'check_used', 'from_dict', 'read_yaml',
            'load_config', 'save_config', 'make_parser', 'parse_args']
 
-# %% ../nbs/10_config.ipynb #fe19f790
+# %% ../nbs/10_config.ipynb #7da2740d
 import argparse
 import inspect
 import re
@@ -19,7 +19,7 @@ from .data import LAYOUTS
 from .clip import ARCHS
 from .losses import loss_names
 
-# %% ../nbs/10_config.ipynb #c096d2eb
+# %% ../nbs/10_config.ipynb #57234279
 @dataclass
 class Config:
     "All settings of a run: the published flags under their published names, then this project's own."
@@ -78,6 +78,7 @@ class Config:
     num_workers: int = 8 # processes that decode images, at most one a core
     # this project's own
     backbone: str = "ViT-B/16" # architecture where pretrain_choice is none: ViT-B/16 or tiny
+    quick_gelu: bool = True # activation of a weights file: OpenAI's use QuickGELU, most of open_clip's do not (--no-quick_gelu)
     prototypes: int = 9 # K of the latent feature alignment; 0 is the IRRA baseline
     lfa_layers: int = 6 # transformer blocks over the prototypes
     itc_loss_weight: float = 5.0 # factor of ITC; the published code has 5 built in
@@ -96,25 +97,25 @@ class Config:
         "`loss_names`, read."
         return loss_names(self.loss_names)
 
-# %% ../nbs/10_config.ipynb #d6ebbf41
+# %% ../nbs/10_config.ipynb #adffcc1f
 def field_comments() -> dict[str, str]: # name -> the comment beside it
     "The dataclass's own comments, which serve as help."
     source, _ = inspect.findsource(Config.losses.fget) # the module's or the notebook cell's text
     found = re.findall(r"^    (\w+): .*? # (.*)$", "".join(source), re.M)
     return {name: comment for name, comment in reversed(found) if name in Config.__dataclass_fields__}
 
-# %% ../nbs/10_config.ipynb #027f77c9
+# %% ../nbs/10_config.ipynb #081cc14b
 CHOICES = dict(
     val_dataset=("val", "test"), optimizer=("Adam", "AdamW", "SGD"), warmup_method=("linear", "constant"),
     lrscheduler=("cosine", "step", "exp", "poly", "linear"), dataset_name=tuple(LAYOUTS), sampler=("random", "identity"),
     backbone=tuple(ARCHS), itc_positives=("identity", "pair"), long_captions=("cut", "refuse"),
     mixed_precision=("auto", "no", "bf16", "fp16"))
 
-# %% ../nbs/10_config.ipynb #f582c5e7
+# %% ../nbs/10_config.ipynb #9666d5b5
 POSITIVE = ("temperature", "lr", "num_epoch", "batch_size", "test_batch_size", "num_instance", "eval_period", "log_period",
             "stride_size", "text_length", "vocab_size", "lr_factor", "bias_lr_factor", "power", "gamma") # must be above 0
 
-# %% ../nbs/10_config.ipynb #feaf97e7
+# %% ../nbs/10_config.ipynb #bcad7b2d
 def validate(
     cfg: Config, # settings
 ) -> Config: # the same, if they make sense
@@ -133,7 +134,7 @@ def validate(
     cfg.losses # an unknown loss is refused where the names are read
     return cfg
 
-# %% ../nbs/10_config.ipynb #2722f2fe
+# %% ../nbs/10_config.ipynb #bf8a234f
 def _needs(flags, why, used):
     "One rule for several flags."
     return {flag: (why, used) for flag in flags.split()}
@@ -154,9 +155,10 @@ USED_WITH = (
     | _needs("resume_ckpt_file", "no --resume", lambda c: c.resume)
     | _needs("lfa_layers", "prototypes 0", lambda c: c.prototypes > 0)
     | _needs("pad", "no --img_aug", lambda c: c.img_aug)
+    | _needs("quick_gelu", "no weights from a file", lambda c: c.pretrain_choice not in ("none", "ViT-B/16"))
     | _needs("backbone", "pretrained weights, which bring their own sizes", lambda c: c.pretrain_choice == "none"))
 
-# %% ../nbs/10_config.ipynb #790bf0de
+# %% ../nbs/10_config.ipynb #2efda145
 def check_used(
     cfg: Config, # settings
     given: set[str], # names that the user wrote
@@ -166,7 +168,7 @@ def check_used(
         why, used = USED_WITH[name]
         if not used(cfg): raise UserError(f"{name} has no effect with {why}; leave it out, or change the other.")
 
-# %% ../nbs/10_config.ipynb #e7123663
+# %% ../nbs/10_config.ipynb #20782ec0
 def _coerce(name, value, kind):
     "A value from YAML as the field's type, or a sentence."
     if get_origin(kind) is tuple:
@@ -179,7 +181,7 @@ def _coerce(name, value, kind):
     if type(value) is not kind: raise UserError(f"{name}: {value!r} must be {dict(int='a whole number', float='a number', str='text', bool='true or false')[kind.__name__]}.")
     return value
 
-# %% ../nbs/10_config.ipynb #f97ec474
+# %% ../nbs/10_config.ipynb #e622cf32
 def from_dict(
     values: dict, # names and values
     source: str = "configuration", # where they come from, for the message
@@ -191,7 +193,7 @@ def from_dict(
     try: return validate(Config(**{k: _coerce(k, v, kinds[k]) for k, v in values.items()}))
     except UserError as e: raise UserError(f"{source}: {e}") from e
 
-# %% ../nbs/10_config.ipynb #749f6603
+# %% ../nbs/10_config.ipynb #f497fbb7
 def read_yaml(
     file: str | Path, # YAML file
 ) -> dict: # names and values as written
@@ -202,14 +204,14 @@ def read_yaml(
     if not isinstance(values, dict): raise UserError(f"{file}: must hold settings as 'name: value' lines.")
     return values
 
-# %% ../nbs/10_config.ipynb #bc342e4f
+# %% ../nbs/10_config.ipynb #0382b320
 def load_config(
     file: str | Path, # a run's configs.yaml
 ) -> Config: # checked
     "The configuration in a YAML file."
     return from_dict(read_yaml(file), str(file))
 
-# %% ../nbs/10_config.ipynb #63eb586b
+# %% ../nbs/10_config.ipynb #a767e757
 def save_config(
     cfg: Config, # settings
     file: str | Path, # YAML file to write
@@ -218,12 +220,12 @@ def save_config(
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(cfg).items()}
     Path(file).write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
 
-# %% ../nbs/10_config.ipynb #ba3c02c6
+# %% ../nbs/10_config.ipynb #0ebb23f9
 class _Parser(argparse.ArgumentParser):
     "Says what is wrong in one line, as everything here does."
     def error(self, message): raise UserError(message)
 
-# %% ../nbs/10_config.ipynb #0b41c175
+# %% ../nbs/10_config.ipynb #e7366552
 def make_parser(
     comments: dict[str, str] = {}, # help by name
 ) -> argparse.ArgumentParser: # nothing has a default: what is absent was not given
@@ -236,12 +238,12 @@ def make_parser(
         else: parser.add_argument(f"--{f.name}", type=kind, metavar=kind.__name__.upper(), help=help_)
     return parser
 
-# %% ../nbs/10_config.ipynb #05be97ac
+# %% ../nbs/10_config.ipynb #923ee7e5
 def _numbers(text):
     "'384 128', '384,128' and '(384, 128)' are all the same."
     return [int(n) for n in re.findall(r"-?\d+", text)]
 
-# %% ../nbs/10_config.ipynb #13d962ea
+# %% ../nbs/10_config.ipynb #774ade04
 def parse_args(
     argv: list[str] | None = None, # the command line; this process's if None
 ) -> Config: # checked

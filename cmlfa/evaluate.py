@@ -6,7 +6,7 @@
 __all__ = ['match_ranks', 'metrics', 'embed_images', 'embed_texts', 'evaluate', 'table', 'plot_ranking', 'plot_rankings',
            'write_report', 'pick_device', 'workers', 'test_run', 'main']
 
-# %% ../nbs/11_evaluate.ipynb #c29eb5fa
+# %% ../nbs/11_evaluate.ipynb #2d00d0dd
 import argparse
 import json
 import os
@@ -24,7 +24,7 @@ from .data import Gallery, Split, normalise, read_splits
 from .model import CMLFA
 from .config import Config, load_config
 
-# %% ../nbs/11_evaluate.ipynb #1e6ddd6c
+# %% ../nbs/11_evaluate.ipynb #98deb5dd
 def match_ranks(
     scores: torch.Tensor, # similarity of each query with each gallery item, Q x G
     queries: torch.Tensor, # identity of each query, Q
@@ -39,7 +39,7 @@ def match_ranks(
         out.append(ahead + torch.arange(len(hits), device=row.device))
     return out
 
-# %% ../nbs/11_evaluate.ipynb #8a2ac185
+# %% ../nbs/11_evaluate.ipynb #9c3ce873
 def metrics(
     scores: torch.Tensor, # similarity of each query with each gallery item, Q x G
     queries: torch.Tensor, # identity of each query, Q
@@ -54,7 +54,7 @@ def metrics(
     out["mINP"] = torch.stack([len(r) / (r[-1] + 1) for r in ranks]).mean()
     return {k: 100 * float(v) for k, v in out.items()}
 
-# %% ../nbs/11_evaluate.ipynb #5fdcbd8b
+# %% ../nbs/11_evaluate.ipynb #b1a7b003
 @torch.inference_mode()
 def embed_images(
     model: CMLFA, # in evaluation mode
@@ -68,7 +68,7 @@ def embed_images(
     out = [model.encode_image(normalise(x.to(model.device))).cpu() for x in tqdm(loader, "images", leave=False, disable=None if progress else True)]
     return torch.cat(out)
 
-# %% ../nbs/11_evaluate.ipynb #3249c929
+# %% ../nbs/11_evaluate.ipynb #a878c275
 @torch.inference_mode()
 def embed_texts(
     model: CMLFA, # in evaluation mode
@@ -80,7 +80,7 @@ def embed_texts(
     starts = range(0, len(captions), batch_size)
     return torch.cat([model.encode_text(captions[i:i + batch_size]).cpu() for i in tqdm(starts, "captions", leave=False, disable=None if progress else True)])
 
-# %% ../nbs/11_evaluate.ipynb #f49c4883
+# %% ../nbs/11_evaluate.ipynb #a9402c4f
 def evaluate(
     model: CMLFA, # any model
     split: Split, # what to search
@@ -100,7 +100,7 @@ def evaluate(
         queries=len(texts), gallery=len(images), identities=len(split.identities.unique()), seconds=round(time.time() - start, 2))
     return report, scores
 
-# %% ../nbs/11_evaluate.ipynb #c43ef181
+# %% ../nbs/11_evaluate.ipynb #afb48fc5
 def table(
     report: dict, # from `evaluate`
 ) -> str: # text, one line a direction
@@ -109,7 +109,7 @@ def table(
     rows = [f"{name:14s}" + "".join(f"{report[k][m]:8.2f}" for m in keys) for k, name in (("t2i", "text to image"), ("i2t", "image to text"))]
     return "\n".join([" " * 14 + "".join(f"{k:>8s}" for k in keys)] + rows)
 
-# %% ../nbs/11_evaluate.ipynb #a516c260
+# %% ../nbs/11_evaluate.ipynb #67120e6a
 def plot_ranking(
     axes, # a row of matplotlib axes: the first for the query, the others for ranks 1, 2, ...
     caption: str, # the query
@@ -126,7 +126,7 @@ def plot_ranking(
         for side in ax.spines.values(): side.set(linewidth=3, color="0.8" if right is None else "tab:green" if right[rank - 1] else "tab:red")
     return axes
 
-# %% ../nbs/11_evaluate.ipynb #83478a45
+# %% ../nbs/11_evaluate.ipynb #3ae369b6
 def plot_rankings(
     scores: torch.Tensor, # Q x G
     split: Split, # what was searched
@@ -142,7 +142,7 @@ def plot_rankings(
     fig.subplots_adjust(left=.01, right=.99, top=.96, bottom=.01, wspace=.12, hspace=.18)
     return fig
 
-# %% ../nbs/11_evaluate.ipynb #d1417510
+# %% ../nbs/11_evaluate.ipynb #afabc98f
 def write_report(
     report: dict, # from `evaluate`, with 'split' and 'selected_on' added
     scores: torch.Tensor, # Q x G
@@ -157,21 +157,21 @@ def write_report(
     fig.savefig(Path(folder) / "ranking.png", dpi=110)
     plt.close(fig)
 
-# %% ../nbs/11_evaluate.ipynb #031d96ac
+# %% ../nbs/11_evaluate.ipynb #74e9dcce
 def pick_device(
     cpu: bool = False, # stay on the CPU
 ) -> torch.device: # where to compute
     "The GPU if there is one and it is wanted."
     return torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
 
-# %% ../nbs/11_evaluate.ipynb #ea1dfffd
+# %% ../nbs/11_evaluate.ipynb #89464d56
 def workers(
     wanted: int, # loading processes asked for
 ) -> int: # loading processes started
     "Leave two cores to the main process; on a small machine it decodes the images itself, which is faster there."
     return min(wanted, max(0, (os.cpu_count() or 1) - 2))
 
-# %% ../nbs/11_evaluate.ipynb #d1cfa65c
+# %% ../nbs/11_evaluate.ipynb #0aa2fdc6
 def test_run(
     folder: str | Path, # a run folder
     cfg: Config, # its configuration
@@ -188,7 +188,7 @@ def test_run(
     write_report(report, scores, data, folder)
     return report
 
-# %% ../nbs/11_evaluate.ipynb #b0c3dcb1
+# %% ../nbs/11_evaluate.ipynb #c975cd92
 @command
 def main(argv=None):
     "cmlfa_test: evaluate a run."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CMLFA', 'write_atomic', 'read_checkpoint', 'build_model']
 
-# %% ../nbs/09_model.ipynb #3f127aee
+# %% ../nbs/09_model.ipynb #90c1e3b5
 import json
 import os
 from dataclasses import asdict, replace
@@ -25,7 +25,7 @@ from .sff import fuse
 from .irr import IRR
 from .losses import cmpm_loss, id_loss, itc_loss, loss_names, mlm_loss, sdm_loss
 
-# %% ../nbs/09_model.ipynb #5a7f07f9
+# %% ../nbs/09_model.ipynb #df80923d
 class CMLFA(nn.Module):
     "Two encoders, shared prototypes, fusion, and the heads that the chosen losses need."
     def __init__(self,
@@ -57,7 +57,7 @@ class CMLFA(nn.Module):
     def device(self): # where the weights are
         return self.text_encoder.positional_embedding.device
 
-# %% ../nbs/09_model.ipynb #af14ea22
+# %% ../nbs/09_model.ipynb #cd5bd412
 @patch
 def fuse_tokens(self: CMLFA,
     global_feature: torch.Tensor, # v or t, B x D
@@ -67,7 +67,7 @@ def fuse_tokens(self: CMLFA,
     "The only place where features become fused features, for training and for search alike."
     return fuse(global_feature, self.lfa(tokens, mask)) if hasattr(self, "lfa") else global_feature
 
-# %% ../nbs/09_model.ipynb #6bd6f4c2
+# %% ../nbs/09_model.ipynb #60810c39
 @patch
 def fused_image(self: CMLFA,
     images: torch.Tensor, # normalised images, B x 3 x height x width
@@ -76,7 +76,7 @@ def fused_image(self: CMLFA,
     tokens = self.image_encoder(images)
     return self.fuse_tokens(tokens[:, 0], tokens[:, 1:]), tokens
 
-# %% ../nbs/09_model.ipynb #55022e87
+# %% ../nbs/09_model.ipynb #5229510f
 @patch
 def fused_text(self: CMLFA,
     ids: torch.Tensor, # token ids, B x L
@@ -87,7 +87,7 @@ def fused_text(self: CMLFA,
     rows = torch.arange(len(ids), device=ids.device)
     return self.fuse_tokens(tokens[rows, end_positions(ids)], tokens, text_mask(ids))
 
-# %% ../nbs/09_model.ipynb #a32fdc77
+# %% ../nbs/09_model.ipynb #44450cd5
 @patch
 @torch.no_grad()
 def encode_text(self: CMLFA,
@@ -97,7 +97,7 @@ def encode_text(self: CMLFA,
     ids = texts if isinstance(texts, torch.Tensor) else self.tokenizer(texts, truncate=True)
     return F.normalize(self.fused_text(trim(ids).to(self.device)).float(), dim=-1)
 
-# %% ../nbs/09_model.ipynb #77e15a3b
+# %% ../nbs/09_model.ipynb #b42e296a
 @patch
 @torch.no_grad()
 def encode_image(self: CMLFA,
@@ -106,7 +106,7 @@ def encode_image(self: CMLFA,
     "What search compares, from images."
     return F.normalize(self.fused_image(images.to(self.device))[0].float(), dim=-1)
 
-# %% ../nbs/09_model.ipynb #fbd14fdd
+# %% ../nbs/09_model.ipynb #cc7da570
 @patch
 def forward(self: CMLFA,
     batch: dict, # images B x 3 x h x w, ids B x L, labels B; with mlm also masked B x L and chosen B x L
@@ -125,7 +125,7 @@ def forward(self: CMLFA,
         mlm=lambda: mlm_loss(self.irr(tokens[1], image_tokens, text_mask(ids), batch["chosen"]), ids[batch["chosen"]]))
     return {name: compute[name]() for name in self.losses}
 
-# %% ../nbs/09_model.ipynb #adb3659c
+# %% ../nbs/09_model.ipynb #57f6ef1d
 @patch
 def param_groups(self: CMLFA,
     lr: float, # base learning rate
@@ -146,7 +146,7 @@ def param_groups(self: CMLFA,
         group["params"].append(p)
     return list(groups.values())
 
-# %% ../nbs/09_model.ipynb #1fec1a54
+# %% ../nbs/09_model.ipynb #7c633eec
 def write_atomic(
     tensors: dict[str, torch.Tensor], # by name
     path: str | Path, # the safetensors file
@@ -160,7 +160,7 @@ def write_atomic(
     with open(part, "rb+") as f: os.fsync(f.fileno())
     os.replace(part, path)
 
-# %% ../nbs/09_model.ipynb #b5aa4ffb
+# %% ../nbs/09_model.ipynb #c701c5a0
 def read_checkpoint(
     path: str | Path, # a safetensors file of this project
 ) -> tuple[dict[str, torch.Tensor], dict]: # tensors by name, metadata
@@ -171,7 +171,7 @@ def read_checkpoint(
             return {k: f.get_tensor(k) for k in f.keys()}, {k: json.loads(v) for k, v in (f.metadata() or {}).items()}
     except Exception as e: raise UserError(f"{path}: is cut off or no checkpoint of this project; use another one.") from e
 
-# %% ../nbs/09_model.ipynb #9d0d59b1
+# %% ../nbs/09_model.ipynb #67c6aa11
 @patch
 def save(self: CMLFA,
     path: str | Path, # the safetensors file
@@ -182,7 +182,7 @@ def save(self: CMLFA,
     settings = self.settings | {"arch": asdict(self.arch)}
     write_atomic({f"model.{k}": v for k, v in self.state_dict().items()} | tensors, path, settings=settings, **metadata)
 
-# %% ../nbs/09_model.ipynb #9f8a6f11
+# %% ../nbs/09_model.ipynb #90feb345
 @patch
 def fill(self: CMLFA,
     tensors: dict[str, torch.Tensor], # as `read_checkpoint` gives them
@@ -195,7 +195,7 @@ def fill(self: CMLFA,
     if bad: raise UserError(f"{path}: does not fit this model ({', '.join(bad[:3])}{' ...' if len(bad) > 3 else ''}); use the configuration it was trained with.")
     self.load_state_dict(state)
 
-# %% ../nbs/09_model.ipynb #060696db
+# %% ../nbs/09_model.ipynb #ca5813c5
 @patch(cls_method=True)
 def load(cls: CMLFA,
     path: str | Path, # a file that `save` wrote
@@ -210,7 +210,7 @@ def load(cls: CMLFA,
     model.meta = meta # what else the file says: configuration, step, score
     return model.eval()
 
-# %% ../nbs/09_model.ipynb #b94a6123
+# %% ../nbs/09_model.ipynb #a96e77c9
 def build_model(
     pretrain_choice: str, # 'ViT-B/16' (downloaded), a file of OpenAI's or open_clip's weights, or 'none'
     backbone: str = "ViT-B/16", # architecture where nothing is pretrained: a key of `ARCHS`
@@ -218,6 +218,7 @@ def build_model(
     stride_size: int = 16, # pixels from patch to patch
     text_length: int = 77, # longest caption in tokens
     vocab_size: int = 49408, # entries of the vocabulary
+    quick_gelu: bool = True, # activation of the weights: OpenAI's use QuickGELU, most of open_clip's do not, and shapes do not tell
     **kwargs, # everything else that `CMLFA` takes
 ) -> CMLFA: # on the CPU
     "A model from names and sizes, its encoders filled where weights are given."
@@ -225,7 +226,7 @@ def build_model(
     if pretrain_choice == "none": arch = replace(ARCHS[backbone], vocab=vocab_size)
     else:
         state = read_weights(download_weights() if pretrain_choice == "ViT-B/16" else pretrain_choice)
-        arch = arch_of(state)
+        arch = arch_of(state, quick_gelu)
     model = CMLFA(replace(arch, image_size=tuple(img_size), stride=stride_size, context=text_length), **kwargs)
     if state:
         load_image_weights(model.image_encoder, state)

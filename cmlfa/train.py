@@ -6,7 +6,7 @@
 __all__ = ['Log', 'Progress', 'TensorBoard', 'Validate', 'Checkpoint', 'tokenise', 'run_folder', 'model_of', 'make_trainer',
            'train', 'main']
 
-# %% ../nbs/12_train.ipynb #446d0be7
+# %% ../nbs/12_train.ipynb #a956b80c
 import time
 from pathlib import Path
 import torch
@@ -21,7 +21,7 @@ from .config import Config, parse_args, save_config
 from .evaluate import evaluate, table, test_run, workers
 from .loop import Callback, StopOnNonFinite, Trainer, optimizer_tensors, progress_of, random_state
 
-# %% ../nbs/12_train.ipynb #3723d233
+# %% ../nbs/12_train.ipynb #aee9ab5d
 class Log(Callback):
     "Lines for people: on the terminal and in log.txt."
     def __init__(self,
@@ -49,7 +49,7 @@ class Log(Callback):
         pairs = self.n * t.cfg.batch_size / (time.time() - self.start)
         self.write(f"epoch {t.epoch + 1}/{t.cfg.num_epoch}: {self.means()}, {pairs:.0f} pairs/s")
 
-# %% ../nbs/12_train.ipynb #a33b9ff7
+# %% ../nbs/12_train.ipynb #a87d1e9a
 class Progress(Callback):
     "A bar with the loss and the time left."
     def before_fit(self, t): self.bar = tqdm(total=t.cfg.num_epoch * len(t.loader), initial=t.step, unit="step", dynamic_ncols=True, disable=None) # no bar where nobody looks
@@ -58,7 +58,7 @@ class Progress(Callback):
         self.bar.update()
         if t.step % 10 == 0: self.bar.set_postfix(epoch=t.epoch + 1, loss=f"{float(t.loss):.2f}", best=f"{t.best:.1f}")
 
-# %% ../nbs/12_train.ipynb #73d3eb2f
+# %% ../nbs/12_train.ipynb #1570b79f
 class TensorBoard(Callback):
     "Curves: losses and rates at each log step, retrieval at each evaluation."
     def before_fit(self, t): self.writer = SummaryWriter(t.folder / "tensorboard")
@@ -73,7 +73,7 @@ class TensorBoard(Callback):
         for way in ("t2i", "i2t"):
             for k, v in t.report.get(way, {}).items(): self.writer.add_scalar(f"{t.cfg.val_dataset} {way}/{k}", v, t.step)
 
-# %% ../nbs/12_train.ipynb #5aca6065
+# %% ../nbs/12_train.ipynb #bd817b92
 class Validate(Callback):
     "Measure retrieval on the chosen split and keep the best epoch's weights."
     def __init__(self,
@@ -91,13 +91,13 @@ class Validate(Callback):
             t.best = score
             model.save(t.folder / "best.safetensors", **progress_of(t))
 
-# %% ../nbs/12_train.ipynb #c3d99567
+# %% ../nbs/12_train.ipynb #4ac57167
 class Checkpoint(Callback):
     "After each epoch, everything that is needed to go on."
     def after_epoch(self, t):
         t.accelerator.unwrap_model(t.model).save(t.folder / "last.safetensors", optimizer_tensors(t.optimizer) | random_state(), **progress_of(t))
 
-# %% ../nbs/12_train.ipynb #cff239f6
+# %% ../nbs/12_train.ipynb #fb4eb2c5
 def tokenise(
     split: Split, # training split
     tokenizer: Tokenizer, # with the context
@@ -112,7 +112,7 @@ def tokenise(
                      f"the first being {long[0][:60]!r}; --text_length makes room, --long_captions refuse stops instead")
     return ids
 
-# %% ../nbs/12_train.ipynb #0209eb94
+# %% ../nbs/12_train.ipynb #072a6532
 def run_folder(
     cfg: Config, # settings
 ) -> Path: # not made yet
@@ -122,17 +122,17 @@ def run_folder(
         raise UserError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --name.")
     return folder
 
-# %% ../nbs/12_train.ipynb #7a56fd67
+# %% ../nbs/12_train.ipynb #82b93ad4
 def model_of(
     cfg: Config, # settings
     identities: int, # training identities
 ) -> CMLFA: # on the CPU
     "The model that a configuration describes."
-    return build_model(cfg.pretrain_choice, cfg.backbone, cfg.img_size, cfg.stride_size, cfg.text_length, cfg.vocab_size, identities=identities,
+    return build_model(cfg.pretrain_choice, cfg.backbone, cfg.img_size, cfg.stride_size, cfg.text_length, cfg.vocab_size, cfg.quick_gelu, identities=identities,
                        losses=cfg.loss_names, prototypes=cfg.prototypes, lfa_layers=cfg.lfa_layers, cmt_depth=cfg.cmt_depth,
                        temperature=cfg.temperature, itc_positives=cfg.itc_positives)
 
-# %% ../nbs/12_train.ipynb #ba63c9f5
+# %% ../nbs/12_train.ipynb #0e7f1a52
 def make_trainer(
     cfg: Config, # settings
     progress: bool = True, # show a bar and the log's lines
@@ -152,7 +152,7 @@ def make_trainer(
     for line in said + [f"{s}: {splits[s]}" for s in splits]: log.write(line)
     return trainer, log
 
-# %% ../nbs/12_train.ipynb #03ade991
+# %% ../nbs/12_train.ipynb #ebdb253a
 def train(
     cfg: Config, # settings
     progress: bool = True, # show a bar and the log's lines
@@ -171,11 +171,11 @@ def train(
     log.write(f"test, searched once with epoch {report['epoch']}, which was chosen on {report['selected_on']}:\n{table(report)}")
     return report
 
-# %% ../nbs/12_train.ipynb #f5d1a19d
+# %% ../nbs/12_train.ipynb #d4c3b018
 @command
 def main(argv=None):
     "cmlfa_train: train a model."
     cfg = parse_args(argv)
     try: train(cfg)
     except KeyboardInterrupt:
-        raise UserError("stopped; the epochs that were finished are kept. Go on with the same command and --resume.") from None
+        raise KeyboardInterrupt("stopped by Ctrl-C; the epochs that were finished are kept: go on with the same command and --resume.") from None

@@ -21,16 +21,20 @@ def machine() -> str:
     return f"{name[1].strip() if name else platform.processor()}, {len(re.findall('^processor', info, re.M)) or '?'} cores"
 
 
+def val_curve(folder: Path) -> list[float]:
+    "Rank-1 on val after each epoch, from a run's log."
+    return [float(r) for r in re.findall(r"epoch \d+ on val: R1 ([\d.]+)", (folder / "log.txt").read_text())]
+
+
 def run(config: str, seed: int) -> dict:
     "One training in a process of its own."
     cfg = load_config(config)
     name = f"{cfg.name}-seed{seed}"
-    command = [Path(sys.executable).with_name("cmlfa_train"), "--config_file", config, "--name", name, "--seed", str(seed), "--resume"]
+    command = [Path(sys.executable).with_name("cmlfa_train"), "--config_file", config, "--name", name, "--seed", str(seed)]
     subprocess.run(command, check=True)
     folder = Path(cfg.output_dir) / name
-    curve = [float(r) for r in re.findall(r"epoch \d+ on val: R1 ([\d.]+)", (folder / "log.txt").read_text())]
     report = json.loads((folder / "metrics.json").read_text())
-    return {"seed": seed, "val_R1": curve} | {k: report[k] for k in KEPT}
+    return {"seed": seed, "val_R1": val_curve(folder)} | {k: report[k] for k in KEPT}
 
 
 if __name__ == "__main__":
