@@ -29,7 +29,7 @@ check: $(READY) ## the package and the README are what the notebooks say
 	$(BIN)/python tools/check.py
 
 notebooks: $(READY) ## run every notebook
-	$(BIN)/nbdev_test --n_workers 2 --timing
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing # two processes of two threads each would wait for each other
 
 tests: $(READY) ## what a notebook cannot test: processes, commands, faults
 	$(BIN)/python -m pytest -q tests

@@ -7,7 +7,7 @@ __all__ = ['LAYOUTS', 'MAX_PIXELS', 'MEAN', 'STD', 'Layout', 'find_annotations',
            'read_splits', 'BadImage', 'load_image', 'normalise', 'random_flip', 'random_crop', 'random_erase',
            'Augment', 'Pairs', 'Gallery', 'RandomBatches', 'IdentityBatches', 'train_loader']
 
-# %% ../nbs/02_data.ipynb #20b299d9
+# %% ../nbs/02_data.ipynb #86c263d5
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from .synth import UserError
 from .tokenizer import Tokenizer
 
-# %% ../nbs/02_data.ipynb #19364c56
+# %% ../nbs/02_data.ipynb #e16364b7
 @dataclass(frozen=True)
 class Layout:
     "Where a public data set keeps its annotations."
@@ -30,22 +30,22 @@ LAYOUTS = {
     "ICFG-PEDES": Layout(("ICFG_PEDES.json", "ICFG-PEDES.json"), "file_path"),
     "RSTPReid": Layout(("data_captions.json",), "img_path")}
 
-# %% ../nbs/02_data.ipynb #fb0b5d88
+# %% ../nbs/02_data.ipynb #c12cbac2
 def find_annotations(
     root: str | Path, # folder that holds the data sets
     name: str, # a key of `LAYOUTS`
 ) -> Path: # the annotation file
     "Find a data set under `root`, or say what is missing where."
     if name not in LAYOUTS: raise UserError(f"dataset_name: {name!r} is unknown; choose from {', '.join(LAYOUTS)}.")
-    folder = Path(root) / name
+    folder = Path(root).expanduser() / name
     if not folder.is_dir():
-        raise UserError(f"root_dir: there is no folder {folder}; give the folder that holds {name}/, or draw a data set with: cmlfa_synth {root}")
+        raise UserError(f"root_dir: there is no folder {folder}; give the folder that holds {name}/, or draw a data set with: cmlfa_synth {root} --layout {name}")
     if not (folder / "imgs").is_dir(): raise UserError(f"{folder}: the folder imgs/ with the images is missing; put the images there.")
     found = [folder / f for f in LAYOUTS[name].files if (folder / f).is_file()]
     if not found: raise UserError(f"{folder}: the annotation file {' or '.join(LAYOUTS[name].files)} is missing; it comes with the data set.")
     return found[0]
 
-# %% ../nbs/02_data.ipynb #a4868374
+# %% ../nbs/02_data.ipynb #92819dae
 def _check_entry(entry, key):
     "Say what is wrong with one entry of an annotation file, or None."
     if not isinstance(entry, dict): return f"is no object with split, id, captions and {key}"
@@ -55,12 +55,13 @@ def _check_entry(entry, key):
     if not isinstance(path, str) or not path.strip(): return f"has no image path in the field {key!r}"
     if path.startswith("/") or ".." in path.split("/") or "\\" in path or "\0" in path:
         return f"has the path {path!r}, which leaves the folder imgs/; make it relative to imgs/"
+    if any(len(part.encode("utf-8", "replace")) > 255 for part in path.split("/")): return f"has a path with a name of over 255 bytes ({path[:40]!r}...)"
     captions = entry.get("captions")
     if not isinstance(captions, list) or not captions: return "has no captions; give a list of sentences"
     empty = [i for i, c in enumerate(captions) if not isinstance(c, str) or not c.strip()]
     if empty: return f"has an empty caption (number {empty[0]}); describe the image or remove the caption"
 
-# %% ../nbs/02_data.ipynb #d90c13a6
+# %% ../nbs/02_data.ipynb #a33f9d49
 @dataclass(frozen=True)
 class Photo:
     "One image of the data set with what is known of it."
@@ -85,7 +86,7 @@ def read_photos(
     if missing: raise UserError(f"{missing[0]}: this image is missing ({len(missing)} of {len(photos)} are); fetch the data set's images again.")
     return photos
 
-# %% ../nbs/02_data.ipynb #d558e495
+# %% ../nbs/02_data.ipynb #965ee4f4
 class Split:
     "The images and captions of one split, as parallel lists."
     def __init__(self,
@@ -103,7 +104,7 @@ class Split:
         return self.identities.unique(return_inverse=True)[1][self.owner]
     def __repr__(self): return f"{len(self.identities.unique()):,} identities, {len(self.paths):,} images, {len(self.captions):,} captions"
 
-# %% ../nbs/02_data.ipynb #fe89f7db
+# %% ../nbs/02_data.ipynb #789b056d
 def hold_out(
     photos: list[Photo], # the training images
     share: float = 0.05, # of the identities
@@ -115,7 +116,7 @@ def hold_out(
     held = set(np.random.default_rng(seed).choice(ids, max(1, round(share * len(ids))), replace=False).tolist())
     return [p for p in photos if p.identity not in held], [p for p in photos if p.identity in held]
 
-# %% ../nbs/02_data.ipynb #deb72908
+# %% ../nbs/02_data.ipynb #bf07b065
 def read_splits(
     root: str | Path, # folder that holds the data sets
     name: str, # a key of `LAYOUTS`
@@ -132,7 +133,7 @@ def read_splits(
     if not parts["val"]: parts["train"], parts["val"] = hold_out(parts["train"], seed=seed)
     return {s: Split(p) for s, p in parts.items()}
 
-# %% ../nbs/02_data.ipynb #aaf037b2
+# %% ../nbs/02_data.ipynb #11df6662
 MAX_PIXELS = 50_000_000 # an image that claims more is refused before it is decoded
 class BadImage(UserError):
     "An image that cannot be used; only its sentence is shown, even where a worker process wrapped it in a traceback."
@@ -152,7 +153,7 @@ def load_image(
     if im.size != size[::-1]: im = im.resize(size[::-1], Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(im)).permute(2, 0, 1)
 
-# %% ../nbs/02_data.ipynb #bd8b73c1
+# %% ../nbs/02_data.ipynb #3637adcf
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711) # CLIP's, of RGB in 0..1
 
 def normalise(
@@ -162,7 +163,7 @@ def normalise(
     mean, std = (torch.tensor(t, device=images.device).view(3, 1, 1) for t in (MEAN, STD))
     return (images.float() / 255 - mean) / std
 
-# %% ../nbs/02_data.ipynb #99533e96
+# %% ../nbs/02_data.ipynb #5247ca38
 def random_flip(
     images: torch.Tensor, # B x 3 x h x w
     ids: torch.Tensor, # token ids of their captions, B x L
@@ -174,7 +175,7 @@ def random_flip(
     swapped = ids.masked_fill(ids == words[0], words[1]).masked_fill(ids == words[1], words[0])
     return torch.where(flip[:, None, None, None], images.flip(-1), images), torch.where(flip[:, None], swapped, ids)
 
-# %% ../nbs/02_data.ipynb #bdbd7ba5
+# %% ../nbs/02_data.ipynb #97a86367
 def random_crop(
     images: torch.Tensor, # normalised, B x 3 x h x w
     pad: int = 10, # pixels on every side, filled with the mean
@@ -185,7 +186,7 @@ def random_crop(
     corners = torch.randint(0, 2 * pad + 1, (2, b), generator=generator, device=images.device).T.tolist()
     return torch.stack([im[:, top:top + h, left:left + w] for im, (top, left) in zip(F.pad(images, [pad] * 4), corners)])
 
-# %% ../nbs/02_data.ipynb #95ebc7a8
+# %% ../nbs/02_data.ipynb #3850b68e
 def random_erase(
     images: torch.Tensor, # normalised, B x 3 x h x w
     area: tuple[float, float] = (0.02, 0.4), # share of the image
@@ -202,7 +203,7 @@ def random_erase(
     rows, cols = (y >= 0) & (y < height) & (u[4] < 0.5), (x >= 0) & (x < width)
     return images.masked_fill((rows[:, :, None] & cols[:, None])[:, None], 0.)
 
-# %% ../nbs/02_data.ipynb #3b63e61c
+# %% ../nbs/02_data.ipynb #c0c65f01
 class Augment:
     "Turns a raw batch into training input: new tensors, the batch itself untouched."
     def __init__(self,
@@ -222,7 +223,7 @@ class Augment:
             images = random_erase(random_crop(images, self.pad, generator), generator=generator)
         return batch | {"images": images, "ids": ids}
 
-# %% ../nbs/02_data.ipynb #a61eb932
+# %% ../nbs/02_data.ipynb #9c1fd31b
 class Pairs(Dataset):
     "Training pairs: a caption, its image, and who it is."
     def __init__(self,
@@ -236,7 +237,7 @@ class Pairs(Dataset):
         "One pair as a dictionary of tensors."
         return dict(images=load_image(self.split.paths[self.split.owner[i]], self.size), ids=self.ids[i], labels=self.labels[i], index=i)
 
-# %% ../nbs/02_data.ipynb #7e8f2d82
+# %% ../nbs/02_data.ipynb #67f4bd6b
 @dataclass(eq=False, repr=False)
 class Gallery(Dataset):
     "Images alone, in order, for embedding."
@@ -245,7 +246,7 @@ class Gallery(Dataset):
     def __len__(self): return len(self.paths)
     def __getitem__(self, i): return load_image(self.paths[i], self.size)
 
-# %% ../nbs/02_data.ipynb #10f05d92
+# %% ../nbs/02_data.ipynb #b2138c4b
 class RandomBatches:
     "Every pair once an epoch, in an order fixed by seed and epoch; an incomplete last batch is left out."
     def __init__(self,
@@ -260,7 +261,7 @@ class RandomBatches:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)
         yield from order[:len(self) * self.batch_size].reshape(-1, self.batch_size).tolist()
 
-# %% ../nbs/02_data.ipynb #e32053e7
+# %% ../nbs/02_data.ipynb #3a743f26
 class IdentityBatches:
     "Batches of P identities with `num_instance` pairs each, so that every person meets itself."
     def __init__(self,
@@ -284,7 +285,7 @@ class IdentityBatches:
             picked, queue = queue[:self.per_batch], queue[self.per_batch:]
             yield [int(i) for p in picked for i in rng.choice(self.members[p], k, replace=len(self.members[p]) < k)]
 
-# %% ../nbs/02_data.ipynb #86c89666
+# %% ../nbs/02_data.ipynb #b0050dd6
 def train_loader(
     pairs: Pairs, # what to train on
     batch_size: int = 64, # pairs a batch

@@ -6,7 +6,7 @@
 __all__ = ['PALETTE', 'HAIR', 'SKIN', 'INK', 'HEMS', 'DETAILS', 'tone', 'sheet', 'smooth', 'Pen', 'sym', 'stamp', 'Body', 'pose',
            'draw_upper', 'draw_arm', 'draw_lower']
 
-# %% ../nbs/00_draw.ipynb #dadf3c4c
+# %% ../nbs/00_draw.ipynb #d23cb1a2
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .caption import Identity, Shot
 
-# %% ../nbs/00_draw.ipynb #2e30af46
+# %% ../nbs/00_draw.ipynb #d62a41d1
 PALETTE = { # the colours of cloth: red, green, blue, from 0 to 255
     "black": (40, 40, 47), "white": (240, 240, 236), "grey": (142, 145, 152), "red": (206, 42, 46),
     "blue": (38, 88, 190), "green": (44, 142, 70), "yellow": (243, 204, 54), "orange": (242, 130, 38),
@@ -25,7 +25,7 @@ HAIR = {"black": (36, 31, 33), "brown": (104, 64, 38), "blond": (230, 192, 108),
 SKIN = [(255, 222, 196), (240, 196, 160), (222, 170, 128), (190, 132, 92), (146, 96, 64), (104, 68, 48)]
 INK = (52, 44, 48) # eyes, wheels, the dark patches of a football
 
-# %% ../nbs/00_draw.ipynb #6e12c0eb
+# %% ../nbs/00_draw.ipynb #7e32e958
 def tone(
     colour: tuple, # red, green, blue
     by: float, # below 1: darker; from 1 to 2: towards white
@@ -33,7 +33,7 @@ def tone(
     "A darker or lighter shade of a colour."
     return tuple(int(c * by if by < 1 else c + (255 - c) * (by - 1)) for c in colour)
 
-# %% ../nbs/00_draw.ipynb #03f485bd
+# %% ../nbs/00_draw.ipynb #a46bea81
 def sheet(
     images: list, # RGB pictures of one size
     titles: list = (), # one above each of the first pictures
@@ -54,7 +54,7 @@ def sheet(
         if n < len(titles): write.text((x + (w - gap) / 2, y - 3), str(titles[n]), (50, 54, 60), font, "ms")
     return page.quantize(colours, Image.Quantize.FASTOCTREE) if colours else page
 
-# %% ../nbs/00_draw.ipynb #069fb19c
+# %% ../nbs/00_draw.ipynb #665a4c3e
 @lru_cache(None)
 def _cut(n): # the matrix of one round of corner cutting, 2n x n
     here, there = np.eye(n), np.roll(np.eye(n), 1, 1)
@@ -69,7 +69,7 @@ def smooth(
     "Round a polygon by cutting its corners twice (Chaikin's rule)."
     return _cut_twice(len(points)) @ np.asarray(points, float)
 
-# %% ../nbs/00_draw.ipynb #4f800935
+# %% ../nbs/00_draw.ipynb #33bbe3c2
 class Pen:
     "Draws in body lengths: x from the middle of the body to the right, y from the top of the head down to the soles."
     def __init__(self, image, x, y, unit, face=1):
@@ -102,14 +102,14 @@ class Pen:
         end = [(x + .6 * dx, y + .6 * dy) for x, y in (left[-1], right[-1])]
         self.poly(left + end + right[::-1], fill)
 
-# %% ../nbs/00_draw.ipynb #40e9d171
+# %% ../nbs/00_draw.ipynb #d611f30a
 def sym(
     *half: tuple, # the right half of an outline, (x, y), from one end to the other
 ) -> list: # the whole outline
     "Complete a symmetric outline."
     return [*half, *[(-x, y) for x, y in half[::-1]]]
 
-# %% ../nbs/00_draw.ipynb #165520c0
+# %% ../nbs/00_draw.ipynb #0057a571
 def stamp(
     pen: Pen,
     shapes: list, # (kind, colour, data): 'poly' points, 'flat' points, 'line' (width, points), 'oval' (x, y, rx, ry)
@@ -126,7 +126,7 @@ def stamp(
         elif kind == "oval": pen.oval(*move([data[:2]])[0], *data[2:], fill)
         else: pen.poly(move(data), fill, rounded=kind == "poly")
 
-# %% ../nbs/00_draw.ipynb #1377ffb6
+# %% ../nbs/00_draw.ipynb #6345cd2e
 @dataclass
 class Body:
     "The joints of one walking figure, in body lengths."
@@ -140,7 +140,7 @@ class Body:
         front, side = (.036, .088, .112, .106, .095, .1, .12, .14), (.034, .05, .062, .074, .07, .072, .086, .105)
         return float(np.interp(y, at, side if self.view == "side" else front)) * (self.wide if y > .18 else 1)
 
-# %% ../nbs/00_draw.ipynb #15df00bb
+# %% ../nbs/00_draw.ipynb #c4c2b341
 def _swing(start, angle, length): # the far end of a bone that hangs from `start`
     return start[0] + length * math.sin(angle), start[1] + length * math.cos(angle)
 
@@ -162,12 +162,12 @@ def pose(
             arms.append([(k * x, .21), (k * (x + .04), .36), (k * (x + .045), .495 + .012 * k * s)])
     return Body(view, legs, arms, wide)
 
-# %% ../nbs/00_draw.ipynb #9feabace
+# %% ../nbs/00_draw.ipynb #2b06703b
 def _torso(pen, body, top, hem, colour): # cloth around the body from `top` to `hem`
     ys = [y for y in (.165, .185, .205, .23, .3, .36, .42, .48, .54, .6, .66) if top <= y < hem - .01] + [hem, hem]
     pen.poly(sym(*[(body.half(y), y) for y in ys]), colour)
 
-# %% ../nbs/00_draw.ipynb #076c9a6f
+# %% ../nbs/00_draw.ipynb #60fa83d3
 def _mark(colour): # the second colour of a pattern
     return tone(colour, .42) if sum(colour) > 400 else tone(colour, 1.8)
 
@@ -186,7 +186,7 @@ def _pattern(pen, body, kind, hem, colour): # stripes, checks, dots, or a logo o
     if kind == "logo" and body.view == "front":
         stamp(pen, [("flat", mark, sym((0, .25), (.066, .32), (0, .39))), ("oval", colour, (0, .32, .028, .028))], colour)
 
-# %% ../nbs/00_draw.ipynb #e9cfc09b
+# %% ../nbs/00_draw.ipynb #5ad08ea8
 HEMS = {"t-shirt": .545, "shirt": .565, "sweater": .55, "hoodie": .56, "jacket": .54, "coat": .73}
 _NECK, _KNIT = ("oval", .62, (0, .18, .038, .016)), ("flat", .62, sym((.034, .15), (.042, .178)))
 _COLLAR = ("flat", 1.3, [(-.05, .158), (0, .178), (.05, .158), (.06, .188), (0, .207), (-.06, .188)])
@@ -208,7 +208,7 @@ DETAILS = { # what tells one garment from another, in tones of its colour
         "back": [_STAND, _SEAM((0, .54), (0, .725)), _BELT], "side": [_STAND, ("line", .62, (.019, [(-.068, .44), (.068, .44)]))]},
 }
 
-# %% ../nbs/00_draw.ipynb #372a8f45
+# %% ../nbs/00_draw.ipynb #25547ac7
 def draw_upper(
     pen: Pen,
     body: Body, # its outline
@@ -223,7 +223,7 @@ def draw_upper(
     if identity.upper in ("sweater", "hoodie", "jacket"): _band(pen, body, hem - .028, hem, tone(colour, .74))
     stamp(pen, DETAILS[identity.upper][body.view], colour, stretch=body.wide)
 
-# %% ../nbs/00_draw.ipynb #cb478d56
+# %% ../nbs/00_draw.ipynb #84bb6d4e
 def draw_arm(
     pen: Pen,
     body: Body, # for the build
@@ -247,7 +247,7 @@ def draw_arm(
             x, y = ax + t * (bx - ax), ay + t * (by - ay)
             pen.line([(x - (by - ay) * n, y + (bx - ax) * n), (x + (by - ay) * n, y - (bx - ax) * n)], .014, _mark(colour))
 
-# %% ../nbs/00_draw.ipynb #f2b8df18
+# %% ../nbs/00_draw.ipynb #0bb3b38b
 def _leg(pen, body, leg, identity, skin, dim=1): # one leg with its shoe; dim darkens the far one
     w, cloth, shoe = .074 * (.7 + .3 * body.wide), tone(PALETTE[identity.lower_colour], dim), tone(PALETTE[identity.shoe_colour], dim)
     (hx, hy), (kx, ky), (x, y) = leg
@@ -260,7 +260,7 @@ def _leg(pen, body, leg, identity, skin, dim=1): # one leg with its shoe; dim da
     sole = tone(shoe, .6) if boots else tone((246, 246, 242) if identity.shoe_colour != "white" else (150, 150, 156), dim)
     pen.poly([(x - heel, y + .034), (x + toe, y + .034), (x + toe, y + .05), (x - heel, y + .05)], sole)
 
-# %% ../nbs/00_draw.ipynb #fe2ce3c4
+# %% ../nbs/00_draw.ipynb #70a66985
 def draw_lower(
     pen: Pen,
     body: Body, # the joints of the legs

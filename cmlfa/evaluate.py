@@ -6,7 +6,7 @@
 __all__ = ['match_ranks', 'metrics', 'embed_images', 'embed_texts', 'evaluate', 'table', 'plot_ranking', 'plot_rankings',
            'write_report', 'pick_device', 'workers', 'test_run', 'main']
 
-# %% ../nbs/11_evaluate.ipynb #2d00d0dd
+# %% ../nbs/11_evaluate.ipynb #51641872
 import argparse
 import json
 import os
@@ -20,11 +20,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from .synth import UserError, command
-from .data import Gallery, Split, normalise, read_splits
+from .data import LAYOUTS, Gallery, Split, normalise, read_splits
 from .model import CMLFA
 from .config import Config, load_config
 
-# %% ../nbs/11_evaluate.ipynb #98deb5dd
+# %% ../nbs/11_evaluate.ipynb #23c5bab1
 def match_ranks(
     scores: torch.Tensor, # similarity of each query with each gallery item, Q x G
     queries: torch.Tensor, # identity of each query, Q
@@ -32,14 +32,14 @@ def match_ranks(
 ) -> list[torch.Tensor]: # for each query, the ranks (from 0) of its matches, best first
     "Where the right ones stand. Nothing is sorted but the matches; a wrong one with the same score counts as ahead."
     out = []
-    for row, q in zip(scores, queries):
+    for row, q in zip(scores.nan_to_num(-torch.inf, torch.inf, -torch.inf), queries): # a score that is no number comes last
         match = gallery == q
         hits = row[match].sort(descending=True).values
         ahead = (row[~match][None] >= hits[:, None]).sum(1)
         out.append(ahead + torch.arange(len(hits), device=row.device))
     return out
 
-# %% ../nbs/11_evaluate.ipynb #9c3ce873
+# %% ../nbs/11_evaluate.ipynb #03d2eb55
 def metrics(
     scores: torch.Tensor, # similarity of each query with each gallery item, Q x G
     queries: torch.Tensor, # identity of each query, Q
@@ -54,7 +54,7 @@ def metrics(
     out["mINP"] = torch.stack([len(r) / (r[-1] + 1) for r in ranks]).mean()
     return {k: 100 * float(v) for k, v in out.items()}
 
-# %% ../nbs/11_evaluate.ipynb #b1a7b003
+# %% ../nbs/11_evaluate.ipynb #91c9c82a
 @torch.inference_mode()
 def embed_images(
     model: CMLFA, # in evaluation mode
@@ -68,7 +68,7 @@ def embed_images(
     out = [model.encode_image(normalise(x.to(model.device))).cpu() for x in tqdm(loader, "images", leave=False, disable=None if progress else True)]
     return torch.cat(out)
 
-# %% ../nbs/11_evaluate.ipynb #a878c275
+# %% ../nbs/11_evaluate.ipynb #5a64efcf
 @torch.inference_mode()
 def embed_texts(
     model: CMLFA, # in evaluation mode
@@ -80,7 +80,7 @@ def embed_texts(
     starts = range(0, len(captions), batch_size)
     return torch.cat([model.encode_text(captions[i:i + batch_size]).cpu() for i in tqdm(starts, "captions", leave=False, disable=None if progress else True)])
 
-# %% ../nbs/11_evaluate.ipynb #a9402c4f
+# %% ../nbs/11_evaluate.ipynb #f8fe5a0f
 def evaluate(
     model: CMLFA, # any model
     split: Split, # what to search
@@ -100,7 +100,7 @@ def evaluate(
         queries=len(texts), gallery=len(images), identities=len(split.identities.unique()), seconds=round(time.time() - start, 2))
     return report, scores
 
-# %% ../nbs/11_evaluate.ipynb #afb48fc5
+# %% ../nbs/11_evaluate.ipynb #962da56c
 def table(
     report: dict, # from `evaluate`
 ) -> str: # text, one line a direction
@@ -109,7 +109,7 @@ def table(
     rows = [f"{name:14s}" + "".join(f"{report[k][m]:8.2f}" for m in keys) for k, name in (("t2i", "text to image"), ("i2t", "image to text"))]
     return "\n".join([" " * 14 + "".join(f"{k:>8s}" for k in keys)] + rows)
 
-# %% ../nbs/11_evaluate.ipynb #67120e6a
+# %% ../nbs/11_evaluate.ipynb #497aacad
 def plot_ranking(
     axes, # a row of matplotlib axes: the first for the query, the others for ranks 1, 2, ...
     caption: str, # the query
@@ -124,9 +124,10 @@ def plot_ranking(
         ax.set(xticks=[], yticks=[])
         ax.set_title(rank, fontsize=8, pad=4)
         for side in ax.spines.values(): side.set(linewidth=3, color="0.8" if right is None else "tab:green" if right[rank - 1] else "tab:red")
+    for ax in axes[len(paths) + 1:]: ax.axis("off") # a gallery smaller than the row
     return axes
 
-# %% ../nbs/11_evaluate.ipynb #3ae369b6
+# %% ../nbs/11_evaluate.ipynb #fcbca3aa
 def plot_rankings(
     scores: torch.Tensor, # Q x G
     split: Split, # what was searched
@@ -142,7 +143,7 @@ def plot_rankings(
     fig.subplots_adjust(left=.01, right=.99, top=.96, bottom=.01, wspace=.12, hspace=.18)
     return fig
 
-# %% ../nbs/11_evaluate.ipynb #afabc98f
+# %% ../nbs/11_evaluate.ipynb #cb37661e
 def write_report(
     report: dict, # from `evaluate`, with 'split' and 'selected_on' added
     scores: torch.Tensor, # Q x G
@@ -150,6 +151,7 @@ def write_report(
     folder: str | Path, # the run folder
 ):
     "Write metrics.json and ranking.png."
+    Path(folder).mkdir(exist_ok=True)
     part = Path(folder) / "metrics.json.part"
     part.write_text(json.dumps(report, indent=1))
     os.replace(part, Path(folder) / "metrics.json")
@@ -157,38 +159,37 @@ def write_report(
     fig.savefig(Path(folder) / "ranking.png", dpi=110)
     plt.close(fig)
 
-# %% ../nbs/11_evaluate.ipynb #74e9dcce
+# %% ../nbs/11_evaluate.ipynb #5f2a0dac
 def pick_device(
     cpu: bool = False, # stay on the CPU
 ) -> torch.device: # where to compute
     "The GPU if there is one and it is wanted."
     return torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
 
-# %% ../nbs/11_evaluate.ipynb #89464d56
+# %% ../nbs/11_evaluate.ipynb #2c208afe
 def workers(
     wanted: int, # loading processes asked for
 ) -> int: # loading processes started
     "Leave two cores to the main process; on a small machine it decodes the images itself, which is faster there."
     return min(wanted, max(0, (os.cpu_count() or 1) - 2))
 
-# %% ../nbs/11_evaluate.ipynb #0aa2fdc6
+# %% ../nbs/11_evaluate.ipynb #f63580de
 def test_run(
     folder: str | Path, # a run folder
     cfg: Config, # its configuration
     split: str = "test", # what to search
-    checkpoint: str = "best.safetensors", # in the folder
+    out: str | Path | None = None, # where the results go; the run folder if None
     progress: bool = False, # show bars
     **more, # further figures for metrics.json, such as train_seconds
 ) -> dict: # what metrics.json holds
-    "Evaluate a run's checkpoint and leave metrics.json and ranking.png in its folder."
-    file = Path(folder) / checkpoint
-    model, data = CMLFA.load(file).to(pick_device(cfg.cpu)), read_splits(cfg.root_dir, cfg.dataset_name, cfg.seed)[split]
+    "Evaluate a run's best checkpoint and leave metrics.json and ranking.png."
+    model, data = CMLFA.load(Path(folder) / "best.safetensors").to(pick_device(cfg.cpu)), read_splits(cfg.root_dir, cfg.dataset_name, cfg.seed)[split]
     report, scores = evaluate(model, data, cfg.test_batch_size, workers(cfg.num_workers), progress)
     report |= dict(split=split, selected_on=model.meta["selected_on"], epoch=model.meta["epoch"], dataset=cfg.dataset_name) | more
-    write_report(report, scores, data, folder)
+    write_report(report, scores, data, out or folder)
     return report
 
-# %% ../nbs/11_evaluate.ipynb #c975cd92
+# %% ../nbs/11_evaluate.ipynb #476328d6
 @command
 def main(argv=None):
     "cmlfa_test: evaluate a run."
@@ -196,9 +197,14 @@ def main(argv=None):
     p.add_argument("--config_file", required=True, help="the configs.yaml in the run's folder")
     p.add_argument("--split", default="test", choices=("test", "val", "train"), help="what to search [test]")
     p.add_argument("--root_dir", help="folder that holds the data sets, if it has moved")
+    p.add_argument("--dataset_name", choices=tuple(LAYOUTS), help="another data set than the run was trained on")
     args = p.parse_args(argv)
     cfg = load_config(args.config_file)
-    if args.root_dir: cfg.root_dir = args.root_dir
-    report = test_run(Path(args.config_file).parent, cfg, args.split, progress=True)
+    trained_on = cfg.dataset_name
+    cfg.root_dir, cfg.dataset_name = args.root_dir or cfg.root_dir, args.dataset_name or trained_on
+    folder = out = Path(args.config_file).parent
+    if (args.split, cfg.dataset_name) != ("test", trained_on): out = folder / f"{cfg.dataset_name}-{args.split}" # the run's own result stays
+    try: report = test_run(folder, cfg, args.split, out=out, progress=True)
+    except OSError as e: raise UserError(f"{e.filename or out}: cannot be read or written ({e.strerror or e}); check the place and its permissions.") from e
     print(f"{cfg.dataset_name} {args.split}: {report['queries']} captions, {report['gallery']} images, {report['identities']} identities; "
           f"epoch {report['epoch']}, chosen on {report['selected_on']}\n{table(report)}")

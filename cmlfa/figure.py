@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['FACES', 'SCALP', 'LENGTHS', 'CURLS', 'STYLES', 'HATS', 'BACKPACK', 'BAGS', 'THINGS', 'draw_head', 'figure']
 
-# %% ../nbs/00_figure.ipynb #ee76a7e6
+# %% ../nbs/00_figure.ipynb #248a5f82
 from PIL import Image
 
 from .caption import Identity, Shot
 from .draw import HAIR, INK, PALETTE, Body, Pen, draw_arm, draw_lower, draw_upper, pose, stamp, sym, tone
 
-# %% ../nbs/00_figure.ipynb #ee9031c6
+# %% ../nbs/00_figure.ipynb #2ef19740
 _CHEEKS = [s for k in (-1, 1) for s in (("oval", 1, (k * .056, .088, .009, .015)), ("oval", .9, (k * .034, .105, .01, .007)),
     ("oval", INK, (k * .023, .083, .007, .0095)), ("line", .55, (.006, [(k * .014, .065), (k * .031, .064)])))]
 FACES = {"back": [("oval", 1, (0, .08, .055, .07))],
@@ -19,7 +19,7 @@ FACES = {"back": [("oval", 1, (0, .08, .055, .07))],
     "side": [("oval", 1, (.004, .08, .052, .07)), ("poly", 1, [(.05, .07), (.071, .096), (.05, .101)]),
         ("oval", INK, (.034, .079, .0065, .009)), ("line", .6, (.006, [(.032, .12), (.046, .117)])), ("oval", .88, (-.01, .09, .011, .016))]}
 
-# %% ../nbs/00_figure.ipynb #ebf3bdee
+# %% ../nbs/00_figure.ipynb #9030331c
 _PROFILE = [(.05, .035), (.03, -.004), (-.02, -.01), (-.064, .03), (-.07, .09), (-.05, .135), (-.02, .12), (-.012, .07), (.03, .05)]
 _FRINGE = [(-.06, .085), (-.064, .035), (-.03, -.008), (.03, -.008), (.064, .035), (.06, .085), (.047, .045), (.01, .034), (-.03, .042), (-.047, .06)]
 SCALP = {"front": _FRINGE, "back": sym((.03, -.006), (.063, .04), (.06, .12), (.03, .148)), "side": _PROFILE}
@@ -35,14 +35,14 @@ STYLES = {"bun": {v: [("oval", 1, (x, -.03, .04, .036))] for v, x in (("front", 
     "ponytail": {"front": [], "back": [("poly", .86, sym((.022, .06), (.036, .16), (.02, .275))), ("oval", _TIE, (0, .058, .016, .013))],
         "side": [("poly", .88, [(-.06, .04), (-.09, .045), (-.128, .12), (-.11, .235), (-.09, .225), (-.085, .12)]), ("oval", _TIE, (-.068, .055, .014, .016))]}}
 
-# %% ../nbs/00_figure.ipynb #f1423078
+# %% ../nbs/00_figure.ipynb #43ffe4c2
 def _loose(identity): # does long hair hang down?
     return identity.hair_length == "long" and identity.hair_style in ("straight", "curly")
 
 def _hair_behind(pen, body, identity): # the lengths that fall behind the neck
     if _loose(identity) and body.view == "front": pen.poly(sym((.062, .05), (.078, .2), (.04, .235)), tone(HAIR[identity.hair_colour], .8))
 
-# %% ../nbs/00_figure.ipynb #3b312b95
+# %% ../nbs/00_figure.ipynb #4e096749
 def _hair(pen, body, identity): # the hair on the head, as far as a hat leaves it to be seen
     if identity.hat != "none" and body.view == "front" and not _loose(identity): return
     colour, loose = HAIR[identity.hair_colour], _loose(identity)
@@ -52,7 +52,7 @@ def _hair(pen, body, identity): # the hair on the head, as far as a hat leaves i
         for x, y in rim * (identity.hat == "none") + low * loose: pen.oval(x, y, .025, .025, colour, .8)
     stamp(pen, STYLES.get(identity.hair_style, {}).get(body.view, []), colour)
 
-# %% ../nbs/00_figure.ipynb #ce145e54
+# %% ../nbs/00_figure.ipynb #463135f1
 _CAP, _BUTTON = ("poly", 1, sym((.03, -.024), (.064, .005), (.066, .056))), ("oval", .75, (0, -.022, .009, .007))
 _BEANIE = [("poly", 1, sym((.035, -.037), (.067, 0), (.069, .055))), ("flat", .75, sym((.07, .03), (.073, .066))), ("oval", 1.3, (0, -.042, .025, .023))]
 _SUN = [("oval", 1, (0, .043, .128, .027)), ("poly", 1, sym((.03, -.037), (.058, -.01), (.063, .046))), ("flat", .7, sym((.063, .018), (.066, .042)))]
@@ -61,7 +61,7 @@ HATS = {"none": {"front": [], "back": [], "side": []}, "beanie": dict.fromkeys((
     "cap": {"front": [_CAP, ("poly", .7, [(-.058, .045), (0, .03), (.058, .045), (.068, .068), (0, .06), (-.068, .068)]), _BUTTON],
         "back": [_CAP, _BUTTON], "side": [_CAP, ("poly", .7, [(.02, .036), (.075, .038), (.128, .058), (.123, .068), (.02, .06)]), _BUTTON]}}
 
-# %% ../nbs/00_figure.ipynb #b4d825c9
+# %% ../nbs/00_figure.ipynb #fc348d5f
 def draw_head(
     pen: Pen,
     body: Body, # for the view
@@ -73,7 +73,7 @@ def draw_head(
     _hair(pen, body, identity)
     stamp(pen, HATS[identity.hat][body.view], PALETTE.get(identity.hat_colour, INK))
 
-# %% ../nbs/00_figure.ipynb #f07cee1f
+# %% ../nbs/00_figure.ipynb #7f0ac498
 BACKPACK = {"front": [("line", .68, (.02, [(k * .06, .185), (k * .066, .3), (k * .088, .4)])) for k in (-1, 1)],
     "back": [("poly", 1, sym((.06, .18), (.085, .2), (.097, .4), (.08, .452))), ("poly", .68, sym((.062, .34), (.068, .428))), ("line", .68, (.009, [(-.07, .29), (.07, .29)]))],
     "side": [("poly", 1, [(-.05, .2), (-.1, .19), (-.15, .24), (-.168, .38), (-.14, .45), (-.055, .445)]), ("poly", .68, [(-.13, .34), (-.18, .345), (-.18, .42), (-.13, .425)]),
@@ -84,7 +84,7 @@ BAGS = { # from the hand; the shoulder bag from the hip
     "suitcase": [("line", (90, 92, 100), (.014, [(0, 0), (.01, .19)])), *[("oval", INK, (x, .495, .016, .016)) for x in (-.05, .05)],
         ("poly", 1, sym((.068, .175), (.074, .485))), *[("line", .66, (.01, [(x, .225), (x, .445)])) for x in (-.034, 0, .034)]]}
 
-# %% ../nbs/00_figure.ipynb #32d18b9c
+# %% ../nbs/00_figure.ipynb #4e94692f
 def _bag(pen, body, identity, hand, k): # any bag; k is -1 on the left of the picture, 1 on the right
     kind, colour, side = identity.bag, PALETTE[identity.bag_colour], body.view == "side"
     if kind == "backpack": return stamp(pen, BACKPACK[body.view], colour)
@@ -93,7 +93,7 @@ def _bag(pen, body, identity, hand, k): # any bag; k is -1 on the left of the pi
     pen.line([(-.005 if side else -k * .078, .19), (x, .45)], .018, tone(colour, .66))
     stamp(pen, BAGS[kind], colour, x, .44)
 
-# %% ../nbs/00_figure.ipynb #cbbb396e
+# %% ../nbs/00_figure.ipynb #eede8458
 _WOOD, _CREAM = (96, 70, 50), (250, 248, 238)
 THINGS = { # from the hand
     "umbrella": [("line", _WOOD, (.012, [(0, -.03), (.01, .36)])), ("poly", (30, 120, 150), [(-.014, .03), (.022, .03), (.04, .1), (.012, .335), (-.03, .1)]),
@@ -104,7 +104,7 @@ THINGS = { # from the hand
     "skateboard": [("oval", (236, 232, 220), (.034, y, .022, .022)) for y in (-.1, .14)] + [
         ("poly", (228, 120, 60), [(-.032, -.2), (.032, -.2), (.036, 0), (.032, .245), (-.032, .245), (-.036, 0)]), ("poly", (250, 214, 120), sym((.013, -.13), (.013, .17)))]}
 
-# %% ../nbs/00_figure.ipynb #f8f940ab
+# %% ../nbs/00_figure.ipynb #21b86e31
 def _arms(body, identity, shot): # the arm with the bag, the other one, and where the first is: -1 left, 1 right
     side, k = body.view == "side", -1 if shot.side == "left" else 1
     near, other = (body.arms[1], body.arms[0]) if side or k == 1 else body.arms
@@ -114,7 +114,7 @@ def _arms(body, identity, shot): # the arm with the bag, the other one, and wher
         other[1:] = [(x + .01, .36), (x + .125, .35)] if side else [(x * 1.25, .37), (x * .55, .375)]
     return near, other, 1 if side else k
 
-# %% ../nbs/00_figure.ipynb #72200974
+# %% ../nbs/00_figure.ipynb #1881efb3
 def figure(
     identity: Identity, # who
     skin: tuple, # colour of the skin

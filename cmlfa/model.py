@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CMLFA', 'write_atomic', 'read_checkpoint', 'build_model']
 
-# %% ../nbs/09_model.ipynb #90c1e3b5
+# %% ../nbs/09_model.ipynb #0ae88bcf
 import json
 import os
 from dataclasses import asdict, replace
@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import nn
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from fastcore.basics import patch
 from safetensors.torch import save_file
 from .synth import UserError
-from .tokenizer import Tokenizer
+from .tokenizer import VOCAB_SIZE, Tokenizer
 from .clip import (ARCHS, Arch, ImageEncoder, TextEncoder, arch_of, check_arch, download_weights, end_positions,
                         load_image_weights, load_text_weights, read_weights, text_mask, trim)
 from .lfa import LFA
@@ -25,7 +25,7 @@ from .sff import fuse
 from .irr import IRR
 from .losses import cmpm_loss, id_loss, itc_loss, loss_names, mlm_loss, sdm_loss
 
-# %% ../nbs/09_model.ipynb #df80923d
+# %% ../nbs/09_model.ipynb #d2109feb
 class CMLFA(nn.Module):
     "Two encoders, shared prototypes, fusion, and the heads that the chosen losses need."
     def __init__(self,
@@ -42,7 +42,6 @@ class CMLFA(nn.Module):
         super().__init__()
         self.settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         self.arch, self.losses = check_arch(arch), loss_names(losses)
-        self.temperature, self.itc_positives = temperature, itc_positives
         self.image_encoder, self.text_encoder = ImageEncoder(arch), TextEncoder(arch)
         if prototypes: self.lfa = LFA(arch.dim, prototypes, lfa_layers, lfa_heads)
         if "id" in self.losses:
@@ -57,7 +56,7 @@ class CMLFA(nn.Module):
     def device(self): # where the weights are
         return self.text_encoder.positional_embedding.device
 
-# %% ../nbs/09_model.ipynb #cd5bd412
+# %% ../nbs/09_model.ipynb #b3e0c8b2
 @patch
 def fuse_tokens(self: CMLFA,
     global_feature: torch.Tensor, # v or t, B x D
@@ -67,7 +66,7 @@ def fuse_tokens(self: CMLFA,
     "The only place where features become fused features, for training and for search alike."
     return fuse(global_feature, self.lfa(tokens, mask)) if hasattr(self, "lfa") else global_feature
 
-# %% ../nbs/09_model.ipynb #60810c39
+# %% ../nbs/09_model.ipynb #7bad4953
 @patch
 def fused_image(self: CMLFA,
     images: torch.Tensor, # normalised images, B x 3 x height x width
@@ -76,7 +75,7 @@ def fused_image(self: CMLFA,
     tokens = self.image_encoder(images)
     return self.fuse_tokens(tokens[:, 0], tokens[:, 1:]), tokens
 
-# %% ../nbs/09_model.ipynb #5229510f
+# %% ../nbs/09_model.ipynb #eacabd9e
 @patch
 def fused_text(self: CMLFA,
     ids: torch.Tensor, # token ids, B x L
@@ -87,7 +86,7 @@ def fused_text(self: CMLFA,
     rows = torch.arange(len(ids), device=ids.device)
     return self.fuse_tokens(tokens[rows, end_positions(ids)], tokens, text_mask(ids))
 
-# %% ../nbs/09_model.ipynb #44450cd5
+# %% ../nbs/09_model.ipynb #3f59715f
 @patch
 @torch.no_grad()
 def encode_text(self: CMLFA,
@@ -97,7 +96,7 @@ def encode_text(self: CMLFA,
     ids = texts if isinstance(texts, torch.Tensor) else self.tokenizer(texts, truncate=True)
     return F.normalize(self.fused_text(trim(ids).to(self.device)).float(), dim=-1)
 
-# %% ../nbs/09_model.ipynb #b42e296a
+# %% ../nbs/09_model.ipynb #e698d52d
 @patch
 @torch.no_grad()
 def encode_image(self: CMLFA,
@@ -106,7 +105,7 @@ def encode_image(self: CMLFA,
     "What search compares, from images."
     return F.normalize(self.fused_image(images.to(self.device))[0].float(), dim=-1)
 
-# %% ../nbs/09_model.ipynb #cc7da570
+# %% ../nbs/09_model.ipynb #b08dda21
 @patch
 def forward(self: CMLFA,
     batch: dict, # images B x 3 x h x w, ids B x L, labels B; with mlm also masked B x L and chosen B x L
@@ -116,8 +115,8 @@ def forward(self: CMLFA,
     image, image_tokens = self.fused_image(batch["images"])
     both = [ids, batch["masked"]] if "mlm" in self.losses else [ids]
     tokens = self.text_encoder(torch.cat(both)).chunk(len(both)) # one pass of the tower for caption and masked caption
-    text, tau = self.fused_text(ids, tokens[0]), self.temperature
-    positives = labels if self.itc_positives == "identity" else None
+    text, tau = self.fused_text(ids, tokens[0]), self.settings["temperature"]
+    positives = labels if self.settings["itc_positives"] == "identity" else None
     compute = dict(
         itc=lambda: itc_loss(image, text, positives, tau), sdm=lambda: sdm_loss(image, text, labels, tau),
         cmpm=lambda: cmpm_loss(image, text, labels),
@@ -125,7 +124,7 @@ def forward(self: CMLFA,
         mlm=lambda: mlm_loss(self.irr(tokens[1], image_tokens, text_mask(ids), batch["chosen"]), ids[batch["chosen"]]))
     return {name: compute[name]() for name in self.losses}
 
-# %% ../nbs/09_model.ipynb #57f6ef1d
+# %% ../nbs/09_model.ipynb #b37db082
 @patch
 def param_groups(self: CMLFA,
     lr: float, # base learning rate
@@ -146,7 +145,7 @@ def param_groups(self: CMLFA,
         group["params"].append(p)
     return list(groups.values())
 
-# %% ../nbs/09_model.ipynb #7c633eec
+# %% ../nbs/09_model.ipynb #70e61b65
 def write_atomic(
     tensors: dict[str, torch.Tensor], # by name
     path: str | Path, # the safetensors file
@@ -155,12 +154,15 @@ def write_atomic(
     "Write a safetensors file whole or not at all: a temporary file, then a rename."
     path = Path(path)
     part = path.with_suffix(".part")
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part,
-              metadata={k: json.dumps(v) for k, v in metadata.items()})
-    with open(part, "rb+") as f: os.fsync(f.fileno())
-    os.replace(part, path)
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata={k: json.dumps(v) for k, v in metadata.items()})
+        with open(part, "rb+") as f: os.fsync(f.fileno())
+        os.replace(part, path)
+    except (SafetensorError, OSError) as e:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({e}); free some space, or choose another folder.") from e
 
-# %% ../nbs/09_model.ipynb #c701c5a0
+# %% ../nbs/09_model.ipynb #4d16b27e
 def read_checkpoint(
     path: str | Path, # a safetensors file of this project
 ) -> tuple[dict[str, torch.Tensor], dict]: # tensors by name, metadata
@@ -171,7 +173,7 @@ def read_checkpoint(
             return {k: f.get_tensor(k) for k in f.keys()}, {k: json.loads(v) for k, v in (f.metadata() or {}).items()}
     except Exception as e: raise UserError(f"{path}: is cut off or no checkpoint of this project; use another one.") from e
 
-# %% ../nbs/09_model.ipynb #67c6aa11
+# %% ../nbs/09_model.ipynb #e9e29a59
 @patch
 def save(self: CMLFA,
     path: str | Path, # the safetensors file
@@ -182,7 +184,7 @@ def save(self: CMLFA,
     settings = self.settings | {"arch": asdict(self.arch)}
     write_atomic({f"model.{k}": v for k, v in self.state_dict().items()} | tensors, path, settings=settings, **metadata)
 
-# %% ../nbs/09_model.ipynb #90feb345
+# %% ../nbs/09_model.ipynb #cd26a186
 @patch
 def fill(self: CMLFA,
     tensors: dict[str, torch.Tensor], # as `read_checkpoint` gives them
@@ -195,14 +197,14 @@ def fill(self: CMLFA,
     if bad: raise UserError(f"{path}: does not fit this model ({', '.join(bad[:3])}{' ...' if len(bad) > 3 else ''}); use the configuration it was trained with.")
     self.load_state_dict(state)
 
-# %% ../nbs/09_model.ipynb #ca5813c5
+# %% ../nbs/09_model.ipynb #5da780a7
 @patch(cls_method=True)
 def load(cls: CMLFA,
     path: str | Path, # a file that `save` wrote
 ) -> CMLFA: # on the CPU, in evaluation mode
     "Build the model that a file describes, and fill it."
     tensors, meta = read_checkpoint(path)
-    if "settings" not in meta: raise UserError(f"{path}: is no checkpoint of this project (its header has no settings); convert it first.")
+    if "settings" not in meta: raise UserError(f"{path}: is no checkpoint of this project (its header has no settings); give a best.safetensors or last.safetensors of cmlfa_train.")
     settings = meta["settings"]
     arch = settings.pop("arch")
     model = cls(Arch(**arch | {"image_size": tuple(arch["image_size"])}), **settings)
@@ -210,7 +212,7 @@ def load(cls: CMLFA,
     model.meta = meta # what else the file says: configuration, step, score
     return model.eval()
 
-# %% ../nbs/09_model.ipynb #a96e77c9
+# %% ../nbs/09_model.ipynb #d0f6f505
 def build_model(
     pretrain_choice: str, # 'ViT-B/16' (downloaded), a file of OpenAI's or open_clip's weights, or 'none'
     backbone: str = "ViT-B/16", # architecture where nothing is pretrained: a key of `ARCHS`
@@ -227,6 +229,8 @@ def build_model(
     else:
         state = read_weights(download_weights() if pretrain_choice == "ViT-B/16" else pretrain_choice)
         arch = arch_of(state, quick_gelu)
+    if not VOCAB_SIZE <= vocab_size == arch.vocab:
+        raise UserError(f"vocab_size: {vocab_size} was asked for, the encoder has {arch.vocab} entries and the tokenizer {VOCAB_SIZE}; leave vocab_size out, or give weights of CLIP's own vocabulary.")
     model = CMLFA(replace(arch, image_size=tuple(img_size), stride=stride_size, context=text_length), **kwargs)
     if state:
         load_image_weights(model.image_encoder, state)

@@ -6,7 +6,7 @@
 __all__ = ['SIZES', 'LAYOUTS', 'VERSION', 'UserError', 'command', 'Size', 'Layout', 'population', 'near_duplicates',
            'draw_identity', 'ceiling', 'write_synth', 'main']
 
-# %% ../nbs/00_synth.ipynb #c7f2deef
+# %% ../nbs/00_synth.ipynb #a601075d
 import argparse, functools, json, os, re, shutil, signal, sys, time
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
@@ -21,11 +21,11 @@ from .caption import CAMERAS, choose, neighbour, phrase, sample_identity, sample
 from .draw import SKIN
 from .scene import render
 
-# %% ../nbs/00_synth.ipynb #d315cc4f
+# %% ../nbs/00_synth.ipynb #d5ec9a99
 class UserError(ValueError):
     "An error that a user can mend: one sentence that names the thing and the remedy."
 
-# %% ../nbs/00_synth.ipynb #1162c411
+# %% ../nbs/00_synth.ipynb #2ac88df4
 def command(
     fn, # the body of a console command
 ): # the same, with errors for people
@@ -41,7 +41,7 @@ def command(
         sys.exit(status)
     return run
 
-# %% ../nbs/00_synth.ipynb #434fd23a
+# %% ../nbs/00_synth.ipynb #0e69959c
 @dataclass(frozen=True)
 class Size:
     "How many people, how many images of each, and how large."
@@ -54,7 +54,7 @@ class Size:
 
 SIZES = {"small": Size(24, 12, 12, 4, 96, 48), "demo": Size(1200, 100, 200, 4, 96, 48)}
 
-# %% ../nbs/00_synth.ipynb #dea1f29f
+# %% ../nbs/00_synth.ipynb #52017d73
 @dataclass(frozen=True)
 class Layout:
     "How a public data set writes its annotations."
@@ -66,7 +66,7 @@ LAYOUTS = {"CUHK-PEDES": Layout("reid_raw.json", "file_path", 1), "ICFG-PEDES": 
     "RSTPReid": Layout("data_captions.json", "img_path", 0)}
 VERSION = 1 # of the generator; raised when a seed begins to mean other bytes
 
-# %% ../nbs/00_synth.ipynb #47383241
+# %% ../nbs/00_synth.ipynb #820f0eb7
 def _request(size, layout, seed, workers): # the size, and the header that identifies the data set
     if not isinstance(size, Size) and size not in SIZES: raise UserError(f"there is no size '{size}'; choose one of {', '.join(SIZES)}.")
     if layout not in LAYOUTS: raise UserError(f"there is no layout '{layout}'; choose one of {', '.join(LAYOUTS)}.")
@@ -76,7 +76,7 @@ def _request(size, layout, seed, workers): # the size, and the header that ident
         if getattr(s, name) < low: raise UserError(f"the size asks for {name} = {getattr(s, name)}; it needs at least {low}.")
     return s, {"name": "SynthPEDES", "size": asdict(s) if isinstance(size, Size) else size, "layout": layout, "seed": seed, "version": VERSION}
 
-# %% ../nbs/00_synth.ipynb #9c7467a4
+# %% ../nbs/00_synth.ipynb #e2eab9af
 def population(
     size: Size, # identities in each split
     seed: int = 0, # fixes everything
@@ -93,7 +93,7 @@ def population(
         out += [(split, i) for i in sorted(own, key=lambda _: rng.random())]
     return out
 
-# %% ../nbs/00_synth.ipynb #aeda7016
+# %% ../nbs/00_synth.ipynb #2e6050b4
 def near_duplicates(
     identities: list, # of one split
 ) -> float: # from 0 to 1
@@ -102,7 +102,7 @@ def near_duplicates(
     count = Counter(h for i in identities for h in holes(i))
     return sum(any(count[h] > 1 for h in holes(i)) for i in identities) / max(1, len(identities))
 
-# %% ../nbs/00_synth.ipynb #dd3c1d9a
+# %% ../nbs/00_synth.ipynb #87c15e85
 def draw_identity(
     job: tuple, # (folder or None, layout, size, seed, number, split, identity)
 ) -> list: # one record an image
@@ -121,12 +121,12 @@ def draw_identity(
             "visible": see, "named": named, "skin": skin, "shot": asdict(shot)})
     return records
 
-# %% ../nbs/00_synth.ipynb #781d803e
+# %% ../nbs/00_synth.ipynb #dfc77549
 def ceiling(
     records: list, # of `draw_identity`, or the images of attributes.json
     split: str = "test", # where to search
 ) -> float: # expected Rank-1 in percent
-    "Rank-1 of a perfect reader, who can but guess among images that show everything the caption names."
+    "Rank-1 of a perfect but literal reader, who can only guess among images that show everything the caption names."
     gallery, have, own = [r for r in records if r["split"] == split], defaultdict(int), defaultdict(int)
     for n, r in enumerate(gallery): # one bit an image
         own[r["id"]] |= 1 << n
@@ -138,7 +138,7 @@ def ceiling(
     owner = (own[r["id"]] for r in gallery for _ in r["named"])
     return 100 * sum((h & o).bit_count() / h.bit_count() for h, o in zip(hits, owner)) / max(1, len(hits))
 
-# %% ../nbs/00_synth.ipynb #3a4fa4fd
+# %% ../nbs/00_synth.ipynb #74746c1f
 def _save(folder, records, people, header): # the two JSON files
     layout, dump = LAYOUTS[header["layout"]], functools.partial(json.dumps, separators=(",", ":"))
     raw = [{"split": r["split"], "captions": r["captions"], layout.path: r["path"],
@@ -148,7 +148,7 @@ def _save(folder, records, people, header): # the two JSON files
     images = [{k: v for k, v in r.items() if k != "captions"} for r in records]
     (folder / "attributes.json").write_text(dump({"header": header, "identities": identities, "images": images}), encoding="utf-8")
 
-# %% ../nbs/00_synth.ipynb #208260ec
+# %% ../nbs/00_synth.ipynb #2a9b5b2a
 def _cores(): # how many this process may use
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -162,16 +162,16 @@ def _draw_all(jobs, workers, progress): # all records, in order
         except BrokenProcessPool: raise UserError("a process that was drawing got killed, perhaps for want of memory; try again with fewer workers.") from None
         finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/00_synth.ipynb #4f4f78e8
+# %% ../nbs/00_synth.ipynb #db2add06
 def _found(target, header): # True if it is the one that was asked for, False if there is none
     if not target.exists(): return False
-    try: old = json.loads((target / "attributes.json").read_text(encoding="utf-8"))["header"]
+    try: old = dict(json.loads((target / "attributes.json").read_text(encoding="utf-8"))["header"])
     except (OSError, ValueError, KeyError, TypeError): raise UserError(f"{target} exists and was not made by cmlfa_synth; remove it or choose another OUT.") from None
     if old == header: return True
     say = lambda h: f"size {h.get('size')}, seed {h.get('seed')}, generator {h.get('version')}"
     raise UserError(f"{target} holds {say(old)}, but {say(header)} was asked for; remove it or choose another OUT.")
 
-# %% ../nbs/00_synth.ipynb #475c8c87
+# %% ../nbs/00_synth.ipynb #7fee766b
 def write_synth(
     out, # folder that will hold the data set's folder
     size: str = "demo", # one of SIZES, or a Size
@@ -196,7 +196,7 @@ def write_synth(
     finally: shutil.rmtree(part, ignore_errors=True)
     return target
 
-# %% ../nbs/00_synth.ipynb #922a81e0
+# %% ../nbs/00_synth.ipynb #883cb328
 @command
 def main(
     args: list = None, # of the command line; sys.argv if None

@@ -118,4 +118,16 @@ def test_bad_input_gets_one_sentence(fault, copy, tmp_path):
     message = [l for l in done.stderr.splitlines() if l.startswith("cmlfa_train: ")]
     assert done.returncode == 2 and len(message) == 1 and expected in message[0], done.stderr
     assert "Traceback" not in done.stderr
-    if fault not in ("broken image", "not finite", "wrong checkpoint"): assert not (tmp_path / "logs").exists(), "something half-written"
+    if fault not in ("broken image", "not finite"): assert not (tmp_path / "logs").exists(), "something half-written"
+
+
+def test_another_configuration_is_not_resumed(published, data):
+    work, _ = published
+    done = run("cmlfa_train", *PUBLISHED.format(data).split(), *TINY, "--lr", "1e-3", "--num_epoch", "9", "--resume", "--batch_size", "32", cwd=work)
+    assert done.returncode == 2 and "was trained with batch_size 64" in done.stderr
+
+
+def test_an_output_folder_that_cannot_be_made(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("cmlfa_train", *PUBLISHED.format(data).split(), *TINY, "--output_dir", "file", cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr

@@ -1,4 +1,4 @@
-"""What each part does at the demo's size: one run a row, the same number of steps, into benchmarks/demo_parts.json
+"""What each part does early in training at the demo's size: one run a row, two epochs each, into benchmarks/demo_parts.json
 
     python tools/parts.py [seed]
 
@@ -18,13 +18,11 @@ from cmlfa.config import Config, load_config
 from cmlfa.evaluate import test_run
 from cmlfa.train import make_trainer
 
-OUT = Path("benchmarks/demo_parts.json")
+OUT, EPOCHS = Path("benchmarks/demo_parts.json"), 2
 ROWS = {
     "SDM alone": dict(loss_names="sdm", prototypes=0),
     "ITC alone (plain fine-tuned CLIP)": dict(loss_names="itc", prototypes=0),
     "ITC + SDM": dict(loss_names="itc+sdm", prototypes=0),
-    "ITC + ID": dict(loss_names="itc+id", prototypes=0),
-    "ITC + MLM": dict(loss_names="itc+mlm", prototypes=0),
     "ITC + prototypes": dict(loss_names="itc"),
     "ITC + prototypes, usual start": dict(loss_names="itc"),
     "all four losses, no prototypes (IRRA)": dict(prototypes=0),
@@ -39,7 +37,7 @@ def usual_start(lfa):
 
 def measure(name: str, changes: dict, seed: int) -> dict:
     "Train one row and test it."
-    cfg = Config(**vars(load_config("configs/demo.yaml")) | changes | dict(name="part-" + re.sub(r"\W+", "-", name), seed=seed))
+    cfg = Config(**vars(load_config("configs/demo.yaml")) | changes | dict(name="part-" + re.sub(r"\W+", "-", name), seed=seed, num_epoch=EPOCHS))
     shutil.rmtree(Path(cfg.output_dir) / cfg.name, ignore_errors=True) # what an interrupted study left
     trainer, _ = make_trainer(cfg, progress=False)
     if name.endswith("usual start"): usual_start(trainer.model.lfa)
@@ -51,7 +49,7 @@ def measure(name: str, changes: dict, seed: int) -> dict:
 if __name__ == "__main__":
     seed = int((sys.argv[1:] or ["1"])[0])
     record = json.loads(OUT.read_text()) if OUT.exists() else dict(
-        command=f"python tools/parts.py {seed}", date=str(date.today()), machine=machine(), seed=seed,
+        command=f"python tools/parts.py {seed}", date=str(date.today()), machine=machine(), seed=seed, epochs=EPOCHS,
         versions=", ".join(f"{p} {version(p)}" for p in ("torch", "timm", "cmlfa")), rows={})
     for name, changes in ROWS.items():
         if name in record["rows"]: continue
