@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['attend', 'LFA']
 
-# %% ../nbs/05_lfa.ipynb #fb7200ae
+# %% ../nbs/05_lfa.ipynb #6a36ac47
 import torch
 from torch import nn
 
 from .clip import Block
 from .synth import UserError
 
-# %% ../nbs/05_lfa.ipynb #1c548d83
+# %% ../nbs/05_lfa.ipynb #bbaa0a9a
 def attend(
     prototypes: torch.Tensor, # P, K x D
     tokens: torch.Tensor, # X, B x N x D
@@ -23,14 +23,14 @@ def attend(
     if mask is not None: scores = scores.masked_fill(~mask[:, None], float("-inf"))
     return scores.softmax(-1)
 
-# %% ../nbs/05_lfa.ipynb #aca2f801
+# %% ../nbs/05_lfa.ipynb #415b91f8
 def _check_sizes(dim, prototypes, layers, heads):
     "Refuse sizes that cannot work, in one sentence."
     if prototypes < 1: raise UserError(f"prototypes: {prototypes} is no number of questions to ask; give 1 or more to LFA, or 0 to the model, which then has no LFA.")
     if layers < 0: raise UserError(f"layers: {layers} is no number of blocks; give 0 or more.")
     if layers and (heads < 1 or dim % heads): raise UserError(f"heads: {dim} channels cannot be shared out to {heads} heads; choose a divisor of {dim}.")
 
-# %% ../nbs/05_lfa.ipynb #46468307
+# %% ../nbs/05_lfa.ipynb #cded4ee4
 class LFA(nn.Module):
     "K prototypes gather latent features from the tokens of either modality, with the same weights for both."
     def __init__(self,

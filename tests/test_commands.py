@@ -104,7 +104,6 @@ FAULTS = {
     "no identities": (lambda d: edit(d, lambda e: [x.update(split="test") for x in e]), [], "0 identities"),
     "large batch": (lambda d: None, ["--batch_size", "4096"], "batch_size"),
     "no effect": (lambda d: None, ["--momentum", "0.5"], "momentum has no effect"),
-    "no weights": (lambda d: None, ["--pretrain_choice", "gone.pt"], "gone.pt"),
     "not finite": (lambda d: None, ["--lr", "1e20", "--log_period", "1"], "not finite"),
     "wrong checkpoint": (lambda d: None, ["--resume", "--resume_ckpt_file", "nothing.safetensors"], "nothing.safetensors"),
 }
@@ -119,6 +118,11 @@ def test_bad_input_gets_one_sentence(fault, copy, tmp_path):
     assert done.returncode == 2 and len(message) == 1 and expected in message[0], done.stderr
     assert "Traceback" not in done.stderr
     if fault not in ("broken image", "not finite"): assert not (tmp_path / "logs").exists(), "something half-written"
+
+
+def test_weights_that_are_not_there(data, tmp_path):
+    done = run("cmlfa_train", *PUBLISHED.format(data).split(), "--pretrain_choice", "gone.pt", cwd=tmp_path)
+    assert done.returncode == 2 and "gone.pt: there is no such file of weights" in done.stderr and not (tmp_path / "logs").exists(), done.stderr
 
 
 def test_another_configuration_is_not_resumed(published, data):
