@@ -35,4 +35,4 @@ tests: $(READY) ## what a notebook cannot test: processes, commands, faults
 	$(BIN)/python -m pytest -q tests
 
 lab: $(READY) ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --notebook-dir=nbs
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=nbs
