@@ -6,7 +6,7 @@
 __all__ = ['Log', 'Progress', 'TensorBoard', 'Validate', 'Checkpoint', 'tokenise', 'run_folder', 'model_of', 'go_on',
            'make_trainer', 'train', 'main']
 
-# %% ../nbs/12_train.ipynb #7c045e40
+# %% ../nbs/12_train.ipynb #b34b5e25
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from .config import Config, parse_args, save_config
 from .evaluate import evaluate, table, test_run, workers
 from .loop import Callback, StopOnNonFinite, Trainer, optimizer_tensors, progress_of, random_state
 
-# %% ../nbs/12_train.ipynb #602336a8
+# %% ../nbs/12_train.ipynb #73895324
 class Log(Callback):
     "Lines for people: on the terminal and in log.txt."
     def __init__(self,
@@ -50,7 +50,7 @@ class Log(Callback):
         pairs = self.n * t.cfg.batch_size / (time.time() - self.start)
         self.write(f"epoch {t.epoch + 1}/{t.cfg.num_epoch}: {self.means()}, {pairs:.0f} pairs/s")
 
-# %% ../nbs/12_train.ipynb #1aa165b6
+# %% ../nbs/12_train.ipynb #54638884
 class Progress(Callback):
     "A bar with the loss and the time left."
     def before_fit(self, t): self.bar = tqdm(total=t.cfg.num_epoch * len(t.loader), initial=t.step, unit="step", dynamic_ncols=True, disable=None) # no bar where nobody looks
@@ -59,7 +59,7 @@ class Progress(Callback):
         self.bar.update()
         if t.step % 10 == 0: self.bar.set_postfix(epoch=t.epoch + 1, loss=f"{t.loss.item():.2f}", best=f"{t.best:.1f}")
 
-# %% ../nbs/12_train.ipynb #19a1a294
+# %% ../nbs/12_train.ipynb #2f08c374
 class TensorBoard(Callback):
     "Curves: losses and rates at each log step, retrieval at each evaluation."
     def before_fit(self, t): self.writer = SummaryWriter(t.folder / "tensorboard")
@@ -74,7 +74,7 @@ class TensorBoard(Callback):
         for way in ("t2i", "i2t"):
             for k, v in t.report.get(way, {}).items(): self.writer.add_scalar(f"{t.cfg.val_dataset} {way}/{k}", v, t.step)
 
-# %% ../nbs/12_train.ipynb #9ca0569a
+# %% ../nbs/12_train.ipynb #db576e8b
 class Validate(Callback):
     "Measure retrieval on the chosen split and keep the best epoch's weights."
     def __init__(self,
@@ -92,13 +92,13 @@ class Validate(Callback):
             t.best = score
             model.save(t.folder / "best.safetensors", **progress_of(t))
 
-# %% ../nbs/12_train.ipynb #3b9ebc47
+# %% ../nbs/12_train.ipynb #ae01bbe2
 class Checkpoint(Callback):
     "After each epoch, everything that is needed to go on."
     def after_epoch(self, t):
         t.accelerator.unwrap_model(t.model).save(t.folder / "last.safetensors", optimizer_tensors(t.optimizer) | random_state(), **progress_of(t))
 
-# %% ../nbs/12_train.ipynb #29980987
+# %% ../nbs/12_train.ipynb #ac041aa1
 def tokenise(
     split: Split, # training split
     tokenizer: Tokenizer, # with the context
@@ -113,7 +113,7 @@ def tokenise(
                      f"the first being {long[0][:60]!r}; --text_length makes room, --long_captions refuse stops instead")
     return ids
 
-# %% ../nbs/12_train.ipynb #53d199be
+# %% ../nbs/12_train.ipynb #dbd9d77d
 def run_folder(
     cfg: Config, # settings
 ) -> Path: # not made yet
@@ -123,7 +123,7 @@ def run_folder(
         raise UserError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --name.")
     return folder
 
-# %% ../nbs/12_train.ipynb #6d1bc092
+# %% ../nbs/12_train.ipynb #7ea19731
 def model_of(
     cfg: Config, # settings
     identities: int, # training identities
@@ -133,7 +133,7 @@ def model_of(
                        losses=cfg.loss_names, prototypes=cfg.prototypes, lfa_layers=cfg.lfa_layers, cmt_depth=cfg.cmt_depth,
                        temperature=cfg.temperature, itc_positives=cfg.itc_positives)
 
-# %% ../nbs/12_train.ipynb #6fb83be0
+# %% ../nbs/12_train.ipynb #c89e018a
 def go_on(
     trainer: Trainer, # fresh
 ) -> list[str]: # what to say of it
@@ -147,7 +147,7 @@ def go_on(
         trainer.best = -1. # a new folder has no best epoch yet
     return [f"going on from {last.name} at epoch {trainer.epoch}"]
 
-# %% ../nbs/12_train.ipynb #40d8a384
+# %% ../nbs/12_train.ipynb #93ad38cd
 def make_trainer(
     cfg: Config, # settings
     progress: bool = True, # show a bar and the log's lines
@@ -168,7 +168,7 @@ def make_trainer(
     for line in said + [f"{s}: {splits[s]}" for s in splits]: log.write(line)
     return trainer, log
 
-# %% ../nbs/12_train.ipynb #cc016ad3
+# %% ../nbs/12_train.ipynb #5e4b89ed
 def train(
     cfg: Config, # settings
     progress: bool = True, # show a bar and the log's lines
@@ -183,7 +183,7 @@ def train(
     log.write(f"test, {how}, with epoch {report['epoch']}:\n{table(report)}")
     return report
 
-# %% ../nbs/12_train.ipynb #aa0057e8
+# %% ../nbs/12_train.ipynb #c62c1b8e
 @command
 def main(argv=None):
     "cmlfa_train: train a model."
