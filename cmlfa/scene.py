@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLACES', 'NETWORK', 'LIGHT', 'place', 'Camera', 'occlude', 'render']
 
-# %% ../nbs/00_scene.ipynb #35e453a5
+# %% ../nbs/00_scene.ipynb #c465ba3c
 from dataclasses import dataclass
 from random import Random
 
@@ -16,7 +16,7 @@ from .caption import Identity, Shot
 from .draw import Pen, tone
 from .figure import figure
 
-# %% ../nbs/00_scene.ipynb #4b34a5e1
+# %% ../nbs/00_scene.ipynb #d2ec2c99
 def _street(d, w, h, y, u, j):
     d.rectangle((0, 0, w, y), j((186, 188, 192)))
     for c in range(-1, 3):
@@ -27,7 +27,7 @@ def _street(d, w, h, y, u, j):
     d.rectangle((0, y, w, y + h // 50), (122, 122, 128))
     for c in range(-3, 6): d.line(((c + u) * w / 2, y, w / 2 + ((c + u) / 2 - .5) * 2.2 * w, h), (136, 136, 142), max(1, w // 60))
 
-# %% ../nbs/00_scene.ipynb #3741183d
+# %% ../nbs/00_scene.ipynb #791e5bd7
 def _wall(d, w, h, y, u, j):
     d.rectangle((0, 0, w, y), (190, 168, 152))
     step = max(4, h // 22)
@@ -38,7 +38,7 @@ def _wall(d, w, h, y, u, j):
     d.rectangle((0, y, w, h), j((176, 168, 156)))
     d.rectangle((0, y, w, y + h // 60), (132, 124, 116))
 
-# %% ../nbs/00_scene.ipynb #5694b60b
+# %% ../nbs/00_scene.ipynb #72eaf168
 def _grass(d, w, h, y, u, j):
     d.rectangle((0, 0, w, y), j((190, 208, 216)))
     for c in range(9):
@@ -50,7 +50,7 @@ def _grass(d, w, h, y, u, j):
         x, v = (.618 * c + u) % 1 * w, y + (.31 * c + u) % 1 * (h - y)
         d.line((x, v, x + .012 * w, v - .02 * h), j((110, 144, 84), 12), max(1, w // 80))
 
-# %% ../nbs/00_scene.ipynb #d8acd2f5
+# %% ../nbs/00_scene.ipynb #3af90e42
 def _crossing(d, w, h, y, u, j):
     d.rectangle((0, 0, w, y), j((150, 154, 160)))
     for c in range(-1, 3): d.rectangle(((c + u) * .6 * w, 0, (c + u + .62) * .6 * w, .8 * y), j((132, 138, 148), 12))
@@ -60,7 +60,7 @@ def _crossing(d, w, h, y, u, j):
         d.rectangle((0, max(y, low), w, max(y, high)), j((204, 204, 202), 6))
     d.rectangle((0, .93 * y, w, y), (178, 178, 176))
 
-# %% ../nbs/00_scene.ipynb #38d6b0a8
+# %% ../nbs/00_scene.ipynb #e04a0159
 def _shop(d, w, h, y, u, j):
     d.rectangle((0, 0, w, y), j((124, 112, 104)))
     for c in (0, 1):
@@ -71,7 +71,7 @@ def _shop(d, w, h, y, u, j):
     d.rectangle((0, y, w, h), j((174, 168, 160)))
     for r in (.2, .5, .9): d.line((0, y + r * (h - y), w, y + r * (h - y)), (158, 152, 144), max(1, w // 60))
 
-# %% ../nbs/00_scene.ipynb #9f9e71b0
+# %% ../nbs/00_scene.ipynb #74286644
 def _station(d, w, h, y, u, j):
     d.rectangle((0, 0, w, y), j((202, 208, 208)))
     for c in range(7): d.line(((c + u) * w / 6, 0, (c + u) * w / 6, y), (184, 192, 194), max(1, w // 60))
@@ -80,7 +80,7 @@ def _station(d, w, h, y, u, j):
     d.rectangle((0, y, w, h), j((164, 166, 168)))
     d.rectangle((0, .9 * h, w, .94 * h), j((218, 192, 92), 6))
 
-# %% ../nbs/00_scene.ipynb #bb1582ae
+# %% ../nbs/00_scene.ipynb #44e8f8aa
 PLACES = dict(street=_street, wall=_wall, grass=_grass, crossing=_crossing, shop=_shop, station=_station)
 
 def place(
@@ -95,7 +95,7 @@ def place(
     PLACES[name](ImageDraw.Draw(image), 2 * width, 2 * height, int(2 * height * horizon), shift, jitter)
     return image.reduce(2).filter(ImageFilter.GaussianBlur(height / 120))
 
-# %% ../nbs/00_scene.ipynb #2fde4f34
+# %% ../nbs/00_scene.ipynb #d6526bba
 @dataclass(frozen=True)
 class Camera:
     "One camera of the network: the place that it watches, and its faults."
@@ -111,7 +111,7 @@ NETWORK = { # the cameras by name
     "cam_e": Camera("shop", (1.06, 1, .94), 1.0, 1.1, .95), "cam_f": Camera("station", (.97, 1.02, 1.0), .92, .85, .75)}
 LIGHT = {"day": (1, 1, 1), "sun": (1.13, 1.1, 1.04), "overcast": (.91, .93, .97), "evening": (.87, .81, .83)} # on red, green, blue
 
-# %% ../nbs/00_scene.ipynb #2c83d1fc
+# %% ../nbs/00_scene.ipynb #0afe1c10
 def occlude(
     image: Image.Image, # RGBA, drawn on
     kind: str, # none, post, hedge or car
@@ -136,16 +136,16 @@ def occlude(
         pen.line([(-.8, .93), (.8, .93)], .012, tone(paint, .75))
         pen.oval(.2 if at > 0 else -.2, .88, .055, .03, (246, 240, 214))
 
-# %% ../nbs/00_scene.ipynb #adb2e615
+# %% ../nbs/00_scene.ipynb #0edb9e81
 def _relief(soft, height): # light from the left on a blurred silhouette, H x W: above 1 on its left edge, below 1 on its right
     k, slope = max(1, height // 60), np.zeros_like(soft)
     slope[:, k:-k] = soft[:, 2 * k:] - soft[:, :-2 * k]
     return 1 + .35 * np.clip(slope, -1, .6)
 
-# %% ../nbs/00_scene.ipynb #dffbd385
-def _compose(identity, skin, shot, height, width): # the scene before a perfect camera: height x width x 3, floats
+# %% ../nbs/00_scene.ipynb #68b81d12
+def _compose(identity, skin, shot, height, width, network): # the scene before a perfect camera: height x width x 3, floats
     rng, fine = Random(shot.seed), 4
-    back = place(NETWORK[shot.camera].place, height, width, rng)
+    back = place(network[shot.camera].place, height, width, rng)
     unit, x = shot.scale * height, width * (.5 + shot.dx)
     y = height * .97 - unit
     shadow = Image.new("L", back.size)
@@ -159,17 +159,18 @@ def _compose(identity, skin, shot, height, width): # the scene before a perfect 
     person, alpha = np.asarray(layer, np.float32)[..., :3], np.asarray(layer, np.float32)[..., 3:] / 255
     return np.asarray(back, np.float32) * (1 - alpha) + person * _relief(soft, height)[..., None] * alpha
 
-# %% ../nbs/00_scene.ipynb #9679b025
+# %% ../nbs/00_scene.ipynb #cdf0df0a
 def render(
     identity: Identity, # who
     skin: tuple, # colour of the skin, one of SKIN
     shot: Shot, # the circumstances
     height: int = 96, # pixels
     width: int = 48, # pixels
+    network: dict = NETWORK, # the cameras by name
 ) -> Image.Image: # RGB
     "Photograph one pedestrian: compose the scene, then add what the light and the camera do to it."
-    camera = NETWORK[shot.camera]
-    scene = _compose(identity, skin, shot, height, width) * np.multiply(LIGHT[shot.light], camera.cast).astype(np.float32)
+    camera = network[shot.camera]
+    scene = _compose(identity, skin, shot, height, width, network) * np.multiply(LIGHT[shot.light], camera.cast).astype(np.float32)
     grey = scene.mean(-1, keepdims=True)
     scene = np.clip(grey + (scene - grey) * camera.vivid, 0, 255).astype(np.uint8)
     image = Image.fromarray(scene).point([round(255 * (v / 255) ** camera.gamma) for v in range(256)] * 3)
