@@ -6,7 +6,7 @@
 __all__ = ['CHOICES', 'POSITIVE', 'USED_WITH', 'Config', 'field_comments', 'check_schedule', 'validate', 'check_used',
            'from_dict', 'read_yaml', 'load_config', 'save_config', 'make_parser', 'parse_args']
 
-# %% ../nbs/10_config.ipynb #2a0bc676
+# %% ../nbs/10_config.ipynb #f710eb45
 import argparse
 import inspect
 import re
@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import get_origin, get_type_hints
 import yaml
-from .synth import UserError
-from .data import LAYOUTS
+from .synth import LAYOUTS, UserError
+from .batches import FLIPS, SAMPLERS
 from .clip import ARCHS
 from .losses import loss_names
 
-# %% ../nbs/10_config.ipynb #b8ad1d84
+# %% ../nbs/10_config.ipynb #c2669765
 @dataclass
 class Config:
     "All settings of a run: the published flags under their published names, then this project's own."
@@ -84,7 +84,9 @@ class Config:
     itc_loss_weight: float = 5.0 # factor of ITC; the published code has 5 built in
     itc_positives: str = "identity" # identity: all pairs of one person match; pair: as published
     pad: int = 10 # pixels of the random shift
+    flip: str = "swap" # a mirrored image and left or right in its caption: swap the words, skip the image, or blind as published
     mlm_rate: float = 0.15 # share of a caption's tokens that are chosen
+    allow_missing: bool = False # leave images out that are missing or broken, and say how many
     long_captions: str = "cut" # captions beyond text_length: cut (as published, and said), or refuse
     clip_grad: float = 0.0 # largest norm of the gradient; 0 leaves it as it is
     mixed_precision: str = "auto" # auto, no, bf16 or fp16
@@ -97,25 +99,25 @@ class Config:
         "`loss_names`, read."
         return loss_names(self.loss_names)
 
-# %% ../nbs/10_config.ipynb #032ff610
+# %% ../nbs/10_config.ipynb #1a9771d2
 def field_comments() -> dict[str, str]: # name -> the comment beside it
     "The dataclass's own comments, which serve as help."
     source, _ = inspect.findsource(Config.losses.fget) # the module's or the notebook cell's text
     found = re.findall(r"^    (\w+): .*? # (.*)$", "".join(source), re.M)
     return {name: comment for name, comment in reversed(found) if name in Config.__dataclass_fields__}
 
-# %% ../nbs/10_config.ipynb #392c7951
+# %% ../nbs/10_config.ipynb #d03edfdd
 CHOICES = dict(
     val_dataset=("val", "test"), optimizer=("Adam", "AdamW", "SGD"), warmup_method=("linear", "constant"),
-    lrscheduler=("cosine", "step", "exp", "poly", "linear"), dataset_name=tuple(LAYOUTS), sampler=("random", "identity"),
+    lrscheduler=("cosine", "step", "exp", "poly", "linear"), dataset_name=tuple(LAYOUTS), sampler=SAMPLERS, flip=FLIPS,
     backbone=tuple(ARCHS), itc_positives=("identity", "pair"), long_captions=("cut", "refuse"),
     mixed_precision=("auto", "no", "bf16", "fp16"))
 
-# %% ../nbs/10_config.ipynb #76b281ee
+# %% ../nbs/10_config.ipynb #406d05f7
 POSITIVE = ("temperature", "lr", "num_epoch", "batch_size", "test_batch_size", "num_instance", "eval_period", "log_period",
             "stride_size", "text_length", "vocab_size", "lr_factor", "bias_lr_factor", "power", "gamma") # must be above 0
 
-# %% ../nbs/10_config.ipynb #f6694cd5
+# %% ../nbs/10_config.ipynb #1253a3b6
 def check_schedule(
     cfg: Config, # settings
 ):
@@ -129,7 +131,7 @@ def check_schedule(
     if list(cfg.milestones) != sorted(set(cfg.milestones)): raise UserError(f"milestones: {cfg.milestones} must rise from one to the next.")
     if cfg.seed >= 2**32: raise UserError(f"seed: {cfg.seed} must be below 2**32.")
 
-# %% ../nbs/10_config.ipynb #8824d3ce
+# %% ../nbs/10_config.ipynb #2da4aaa8
 def validate(
     cfg: Config, # settings
 ) -> Config: # the same, if they make sense
@@ -149,7 +151,7 @@ def validate(
     cfg.losses # an unknown loss is refused where the names are read
     return cfg
 
-# %% ../nbs/10_config.ipynb #efd7679b
+# %% ../nbs/10_config.ipynb #cdb5b545
 def _needs(flags, why, used):
     "One rule for several flags."
     return {flag: (why, used) for flag in flags.split()}
@@ -171,11 +173,11 @@ USED_WITH = (
     | _needs("num_instance", "sampler random", lambda c: c.sampler == "identity")
     | _needs("resume_ckpt_file", "no --resume", lambda c: c.resume)
     | _needs("lfa_layers", "prototypes 0", lambda c: c.prototypes > 0)
-    | _needs("pad", "no --img_aug", lambda c: c.img_aug)
+    | _needs("pad flip", "no --img_aug", lambda c: c.img_aug)
     | _needs("quick_gelu", "no weights from a file", lambda c: c.pretrain_choice not in ("none", "ViT-B/16"))
     | _needs("backbone", "pretrained weights, which bring their own sizes", lambda c: c.pretrain_choice == "none"))
 
-# %% ../nbs/10_config.ipynb #0c2f103f
+# %% ../nbs/10_config.ipynb #d59d120b
 def check_used(
     cfg: Config, # settings
     given: set[str], # names that the user wrote
@@ -185,7 +187,7 @@ def check_used(
         why, used = USED_WITH[name]
         if not used(cfg): raise UserError(f"{name} has no effect with {why}; leave it out, or change the other.")
 
-# %% ../nbs/10_config.ipynb #d18b0ade
+# %% ../nbs/10_config.ipynb #b66d01d9
 def _coerce(name, value, kind):
     "A value from YAML as the field's type, or a sentence."
     if get_origin(kind) is tuple:
@@ -198,7 +200,7 @@ def _coerce(name, value, kind):
     if type(value) is not kind: raise UserError(f"{name}: {value!r} must be {dict(int='a whole number', float='a number', str='text', bool='true or false')[kind.__name__]}.")
     return value
 
-# %% ../nbs/10_config.ipynb #87c7c92e
+# %% ../nbs/10_config.ipynb #0e20a272
 def from_dict(
     values: dict, # names and values
     source: str = "configuration", # where they come from, for the message
@@ -210,7 +212,7 @@ def from_dict(
     try: return validate(Config(**{k: _coerce(k, v, kinds[k]) for k, v in values.items()}))
     except UserError as e: raise UserError(f"{source}: {e}") from e
 
-# %% ../nbs/10_config.ipynb #fe1958e6
+# %% ../nbs/10_config.ipynb #c2ce2966
 def read_yaml(
     file: str | Path, # YAML file
 ) -> dict: # names and values as written
@@ -221,14 +223,14 @@ def read_yaml(
     if not isinstance(values, dict): raise UserError(f"{file}: must hold settings as 'name: value' lines.")
     return values
 
-# %% ../nbs/10_config.ipynb #f07e5b22
+# %% ../nbs/10_config.ipynb #d824ed19
 def load_config(
     file: str | Path, # a run's configs.yaml
 ) -> Config: # checked
     "The configuration in a YAML file."
     return from_dict(read_yaml(file), str(file))
 
-# %% ../nbs/10_config.ipynb #d5d9cf8d
+# %% ../nbs/10_config.ipynb #88c467d9
 def save_config(
     cfg: Config, # settings
     file: str | Path, # YAML file to write
@@ -237,12 +239,12 @@ def save_config(
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(cfg).items()}
     Path(file).write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
 
-# %% ../nbs/10_config.ipynb #96d2fe51
+# %% ../nbs/10_config.ipynb #5e3eafa4
 class _Parser(argparse.ArgumentParser):
     "Says what is wrong in one line, as everything here does."
     def error(self, message): raise UserError(message)
 
-# %% ../nbs/10_config.ipynb #1b348153
+# %% ../nbs/10_config.ipynb #57ad5786
 def make_parser(
     comments: dict[str, str] = {}, # help by name
 ) -> argparse.ArgumentParser: # nothing has a default: what is absent was not given
@@ -255,13 +257,13 @@ def make_parser(
         else: parser.add_argument(f"--{f.name}", type=kind, metavar=kind.__name__.upper(), help=help_)
     return parser
 
-# %% ../nbs/10_config.ipynb #0e642d06
+# %% ../nbs/10_config.ipynb #6ddcdbd3
 def _numbers(text):
     "'384 128', '384,128' and '(384, 128)' are all the same."
     parts = re.split(r"[\s,]+", text.strip("()[] "))
     return [int(p) if re.fullmatch(r"-?\d+", p) else p for p in parts] # what is no whole number is refused with its name
 
-# %% ../nbs/10_config.ipynb #d2b1adac
+# %% ../nbs/10_config.ipynb #e429e5b8
 def parse_args(
     argv: list[str] | None = None, # the command line; this process's if None
 ) -> Config: # checked

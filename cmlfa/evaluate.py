@@ -6,7 +6,7 @@
 __all__ = ['match_ranks', 'metrics', 'embed_images', 'embed_texts', 'evaluate', 'table', 'plot_ranking', 'plot_rankings',
            'write_report', 'pick_device', 'workers', 'test_run', 'main']
 
-# %% ../nbs/11_evaluate.ipynb #51641872
+# %% ../nbs/11_evaluate.ipynb #8ab47bd0
 import argparse
 import json
 import os
@@ -17,14 +17,16 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
 from tqdm import tqdm
-from .synth import UserError, command
-from .data import LAYOUTS, Gallery, Split, normalise, read_splits
+from .synth import LAYOUTS, UserError, command
+from .data import Split, read_splits
+from .batches import Files, gallery_loader, normalise
+from .pack import open_splits
 from .model import CMLFA
 from .config import Config, load_config
 
-# %% ../nbs/11_evaluate.ipynb #23c5bab1
+# %% ../nbs/11_evaluate.ipynb #50a6c9c4
 def match_ranks(
     scores: torch.Tensor, # similarity of each query with each gallery item, Q x G
     queries: torch.Tensor, # identity of each query, Q
@@ -39,7 +41,7 @@ def match_ranks(
         out.append(ahead + torch.arange(len(hits), device=row.device))
     return out
 
-# %% ../nbs/11_evaluate.ipynb #03d2eb55
+# %% ../nbs/11_evaluate.ipynb #d6a0c02d
 def metrics(
     scores: torch.Tensor, # similarity of each query with each gallery item, Q x G
     queries: torch.Tensor, # identity of each query, Q
@@ -54,21 +56,21 @@ def metrics(
     out["mINP"] = torch.stack([len(r) / (r[-1] + 1) for r in ranks]).mean()
     return {k: 100 * float(v) for k, v in out.items()}
 
-# %% ../nbs/11_evaluate.ipynb #91c9c82a
+# %% ../nbs/11_evaluate.ipynb #d13648c4
 @torch.inference_mode()
 def embed_images(
     model: CMLFA, # in evaluation mode
-    paths: list[str], # image files
+    images: Dataset, # an image source, such as `Files`
     batch_size: int = 512, # images a step
     num_workers: int = 0, # processes that decode
     progress: bool = False, # show a bar
 ) -> torch.Tensor: # unit vectors, n x D, on the CPU
     "Embed images, in order."
-    loader = DataLoader(Gallery(paths, model.arch.image_size), batch_size, num_workers=num_workers)
+    loader = gallery_loader(images, batch_size, num_workers)
     out = [model.encode_image(normalise(x.to(model.device))).cpu() for x in tqdm(loader, "images", leave=False, disable=None if progress else True)]
     return torch.cat(out)
 
-# %% ../nbs/11_evaluate.ipynb #5a64efcf
+# %% ../nbs/11_evaluate.ipynb #7dc1301e
 @torch.inference_mode()
 def embed_texts(
     model: CMLFA, # in evaluation mode
@@ -80,10 +82,11 @@ def embed_texts(
     starts = range(0, len(captions), batch_size)
     return torch.cat([model.encode_text(captions[i:i + batch_size]).cpu() for i in tqdm(starts, "captions", leave=False, disable=None if progress else True)])
 
-# %% ../nbs/11_evaluate.ipynb #f8fe5a0f
+# %% ../nbs/11_evaluate.ipynb #04642ea9
 def evaluate(
     model: CMLFA, # any model
     split: Split, # what to search
+    images: Dataset | None = None, # its images; decoded from their files if None
     batch_size: int = 512, # items a step
     num_workers: int = 0, # processes that decode
     progress: bool = False, # show bars
@@ -91,7 +94,7 @@ def evaluate(
     "Embed a split and measure retrieval both ways."
     start, was_training = time.time(), model.training
     model.eval()
-    images = embed_images(model, split.paths, batch_size, num_workers, progress)
+    images = embed_images(model, images or Files(split.paths, model.arch.image_size), batch_size, num_workers, progress)
     texts = embed_texts(model, split.captions, batch_size, progress)
     model.train(was_training)
     scores = texts @ images.T
@@ -100,7 +103,7 @@ def evaluate(
         queries=len(texts), gallery=len(images), identities=len(split.identities.unique()), seconds=round(time.time() - start, 2))
     return report, scores
 
-# %% ../nbs/11_evaluate.ipynb #962da56c
+# %% ../nbs/11_evaluate.ipynb #70180f06
 def table(
     report: dict, # from `evaluate`
 ) -> str: # text, one line a direction
@@ -109,7 +112,7 @@ def table(
     rows = [f"{name:14s}" + "".join(f"{report[k][m]:8.2f}" for m in keys) for k, name in (("t2i", "text to image"), ("i2t", "image to text"))]
     return "\n".join([" " * 14 + "".join(f"{k:>8s}" for k in keys)] + rows)
 
-# %% ../nbs/11_evaluate.ipynb #497aacad
+# %% ../nbs/11_evaluate.ipynb #bb434c79
 def plot_ranking(
     axes, # a row of matplotlib axes: the first for the query, the others for ranks 1, 2, ...
     caption: str, # the query
@@ -127,7 +130,7 @@ def plot_ranking(
     for ax in axes[len(paths) + 1:]: ax.axis("off") # a gallery smaller than the row
     return axes
 
-# %% ../nbs/11_evaluate.ipynb #fcbca3aa
+# %% ../nbs/11_evaluate.ipynb #8d6a0a39
 def plot_rankings(
     scores: torch.Tensor, # Q x G
     split: Split, # what was searched
@@ -143,7 +146,7 @@ def plot_rankings(
     fig.subplots_adjust(left=.01, right=.99, top=.96, bottom=.01, wspace=.12, hspace=.18)
     return fig
 
-# %% ../nbs/11_evaluate.ipynb #cb37661e
+# %% ../nbs/11_evaluate.ipynb #1300e3f1
 def write_report(
     report: dict, # from `evaluate`, with 'split' and 'selected_on' added
     scores: torch.Tensor, # Q x G
@@ -159,21 +162,21 @@ def write_report(
     fig.savefig(Path(folder) / "ranking.png", dpi=110)
     plt.close(fig)
 
-# %% ../nbs/11_evaluate.ipynb #5f2a0dac
+# %% ../nbs/11_evaluate.ipynb #2b6408bf
 def pick_device(
     cpu: bool = False, # stay on the CPU
 ) -> torch.device: # where to compute
     "The GPU if there is one and it is wanted."
     return torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
 
-# %% ../nbs/11_evaluate.ipynb #2c208afe
+# %% ../nbs/11_evaluate.ipynb #79968eb0
 def workers(
     wanted: int, # loading processes asked for
 ) -> int: # loading processes started
     "Leave two cores to the main process; on a small machine it decodes the images itself, which is faster there."
     return min(wanted, max(0, (os.cpu_count() or 1) - 2))
 
-# %% ../nbs/11_evaluate.ipynb #f63580de
+# %% ../nbs/11_evaluate.ipynb #1cb284d9
 def test_run(
     folder: str | Path, # a run folder
     cfg: Config, # its configuration
@@ -183,13 +186,15 @@ def test_run(
     **more, # further figures for metrics.json, such as train_seconds
 ) -> dict: # what metrics.json holds
     "Evaluate a run's best checkpoint and leave metrics.json and ranking.png."
-    model, data = CMLFA.load(Path(folder) / "best.safetensors").to(pick_device(cfg.cpu)), read_splits(cfg.root_dir, cfg.dataset_name, cfg.seed)[split]
-    report, scores = evaluate(model, data, cfg.test_batch_size, workers(cfg.num_workers), progress)
+    model = CMLFA.load(Path(folder) / "best.safetensors").to(pick_device(cfg.cpu))
+    splits, images = open_splits(cfg.root_dir, cfg.dataset_name, model.arch.image_size, cfg.seed, cfg.allow_missing)
+    data = splits[split]
+    report, scores = evaluate(model, data, images[split], cfg.test_batch_size, workers(cfg.num_workers), progress)
     report |= dict(split=split, selected_on=model.meta["selected_on"], epoch=model.meta["epoch"], dataset=cfg.dataset_name) | more
     write_report(report, scores, data, out or folder)
     return report
 
-# %% ../nbs/11_evaluate.ipynb #476328d6
+# %% ../nbs/11_evaluate.ipynb #6cf9bed6
 @command
 def main(argv=None):
     "cmlfa_test: evaluate a run."
@@ -198,9 +203,11 @@ def main(argv=None):
     p.add_argument("--split", default="test", choices=("test", "val", "train"), help="what to search [test]")
     p.add_argument("--root_dir", help="folder that holds the data sets, if it has moved")
     p.add_argument("--dataset_name", choices=tuple(LAYOUTS), help="another data set than the run was trained on")
+    p.add_argument("--allow_missing", action="store_true", help="leave images out that are missing or broken")
     args = p.parse_args(argv)
     cfg = load_config(args.config_file)
     trained_on = cfg.dataset_name
+    cfg.allow_missing = cfg.allow_missing or args.allow_missing
     cfg.root_dir, cfg.dataset_name = args.root_dir or cfg.root_dir, args.dataset_name or trained_on
     folder = out = Path(args.config_file).parent
     if (args.split, cfg.dataset_name) != ("test", trained_on): out = folder / f"{cfg.dataset_name}-{args.split}" # the run's own result stays

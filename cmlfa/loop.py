@@ -6,7 +6,7 @@
 __all__ = ['FREE', 'lr_scale', 'make_optimizer', 'precision', 'keep_memory', 'Callback', 'Trainer', 'StopOnNonFinite',
            'optimizer_tensors', 'optimizer_state', 'random_state', 'as_json', 'progress_of', 'check_same']
 
-# %% ../nbs/12_loop.ipynb #781d5e40
+# %% ../nbs/12_loop.ipynb #7a313879
 import ctypes
 import math
 import time
@@ -18,13 +18,14 @@ from accelerate.state import AcceleratorState
 from fastcore.basics import patch
 from .synth import UserError
 from .tokenizer import mask_tokens
-from .data import Augment, Split
+from .data import Split
+from .batches import Augment
 from .clip import trim
 from .losses import total
 from .model import CMLFA, read_checkpoint
 from .config import Config
 
-# %% ../nbs/12_loop.ipynb #544a73df
+# %% ../nbs/12_loop.ipynb #b22abf3c
 def lr_scale(
     epoch: float, # epochs passed, with the part of the current one
     epochs: float, # epochs in all
@@ -45,7 +46,7 @@ def lr_scale(
     fall = dict(cosine=0.5 * (1 + math.cos(math.pi * done)), linear=1 - done, poly=(1 - done) ** power)[schedule]
     return target + (1 - target) * fall
 
-# %% ../nbs/12_loop.ipynb #27db1baf
+# %% ../nbs/12_loop.ipynb #87fb1908
 def make_optimizer(
     groups: list[dict], # from the model's `param_groups`
     name: str = "Adam", # Adam, AdamW or SGD
@@ -56,7 +57,7 @@ def make_optimizer(
     if name == "SGD": return torch.optim.SGD(groups, momentum=momentum, fused=True)
     return getattr(torch.optim, name)(groups, betas=betas, fused=True)
 
-# %% ../nbs/12_loop.ipynb #c070ddaf
+# %% ../nbs/12_loop.ipynb #916d1c7e
 def precision(
     wanted: str = "auto", # auto, no, bf16 or fp16
     cpu: bool = False, # stay on the CPU
@@ -67,14 +68,14 @@ def precision(
     if wanted != "auto": return wanted
     return "bf16" if gpu and torch.cuda.is_bf16_supported() else "no"
 
-# %% ../nbs/12_loop.ipynb #cd1d5c75
+# %% ../nbs/12_loop.ipynb #ebf2b65f
 def keep_memory() -> bool: # whether this system's allocator could be told
     "Ask glibc to keep the memory of freed tensors for the next step instead of giving it back to the system."
     try: mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError): return False # another system, whose allocator has its own ways
     return bool(mallopt(-4, 0) and mallopt(-1, 2**31 - 1)) # M_MMAP_MAX: no mappings of their own; M_TRIM_THRESHOLD: do not shrink
 
-# %% ../nbs/12_loop.ipynb #b41af9a9
+# %% ../nbs/12_loop.ipynb #1d66c3ef
 class Callback:
     "Something that watches training. Override any of these hooks; each gets the trainer."
     def before_fit(self, t): "Once, before the first epoch."
@@ -89,7 +90,7 @@ class Callback:
         wrong = [n for n in vars(cls) if n.startswith(("before_", "after_")) and not hasattr(Callback, n)]
         if wrong: raise TypeError(f"{cls.__name__}.{wrong[0]} is no hook; see Callback for their names.")
 
-# %% ../nbs/12_loop.ipynb #361b7a2e
+# %% ../nbs/12_loop.ipynb #65b56afa
 class Trainer:
     "The training loop: one method for a step, one for an epoch, one for all of it."
     def __init__(self,
@@ -118,7 +119,7 @@ class Trainer:
         "Let every callback have its say, in order."
         for c in self.callbacks: getattr(c, hook)(self)
 
-# %% ../nbs/12_loop.ipynb #b5ca29ad
+# %% ../nbs/12_loop.ipynb #3cfdbb82
 @patch
 def prepare(self: Trainer,
     batch: dict, # as the loader gives it
@@ -132,7 +133,7 @@ def prepare(self: Trainer,
         batch |= dict(masked=masked, chosen=chosen)
     return batch
 
-# %% ../nbs/12_loop.ipynb #422eea8f
+# %% ../nbs/12_loop.ipynb #49be140d
 @patch
 def train_step(self: Trainer,
     batch: dict, # from `prepare`
@@ -149,7 +150,7 @@ def train_step(self: Trainer,
     self.step += 1
     self.call("after_step")
 
-# %% ../nbs/12_loop.ipynb #719040a0
+# %% ../nbs/12_loop.ipynb #025ef6a8
 @patch
 def scale(self: Trainer) -> float: # share of the base learning rate
     "The schedule at this step."
@@ -157,7 +158,7 @@ def scale(self: Trainer) -> float: # share of the base learning rate
     return lr_scale(self.step / len(self.loader), c.num_epoch, c.lrscheduler, c.warmup_epochs, c.warmup_factor, c.warmup_method,
                     c.target_lr / c.lr, c.power, c.gamma, c.milestones)
 
-# %% ../nbs/12_loop.ipynb #a7208ce0
+# %% ../nbs/12_loop.ipynb #0599ee9d
 @patch
 def fit(self: Trainer):
     "Train from where we stand to the last epoch."
@@ -173,7 +174,7 @@ def fit(self: Trainer):
             self.call("after_epoch")
     finally: self.call("after_fit")
 
-# %% ../nbs/12_loop.ipynb #579da7ce
+# %% ../nbs/12_loop.ipynb #2d398e97
 class StopOnNonFinite(Callback):
     "Training goes on only while every loss is a number."
     def after_loss(self, t):
@@ -183,7 +184,7 @@ class StopOnNonFinite(Callback):
         paths = [pairs.paths[pairs.owner[i]] for i in t.batch["index"].tolist()]
         raise UserError(f"step {t.step}: the loss of {' and '.join(names)} is not finite; lower --lr or --clip_grad 1, and look at this batch: {', '.join(paths)}")
 
-# %% ../nbs/12_loop.ipynb #d0d78ff0
+# %% ../nbs/12_loop.ipynb #dca9927c
 def optimizer_tensors(
     optimizer, # Adam, AdamW or SGD
 ) -> dict[str, torch.Tensor]: # 'optimizer.<parameter number>.<name>'
@@ -191,7 +192,7 @@ def optimizer_tensors(
     state = optimizer.state_dict()["state"]
     return {f"optimizer.{i}.{k}": torch.as_tensor(v) for i, s in state.items() for k, v in s.items() if v is not None}
 
-# %% ../nbs/12_loop.ipynb #8a9704b8
+# %% ../nbs/12_loop.ipynb #680ea1f2
 def optimizer_state(
     tensors: dict[str, torch.Tensor], # from `optimizer_tensors`, among others
 ) -> dict[int, dict]: # what torch optimisers call their state
@@ -203,30 +204,30 @@ def optimizer_state(
             state.setdefault(int(number), {})[key] = v
     return state
 
-# %% ../nbs/12_loop.ipynb #4eaa9909
+# %% ../nbs/12_loop.ipynb #ef9b937a
 def random_state() -> dict[str, torch.Tensor]: # by name
     "The random state that dropout draws from."
     state = {"random.cpu": torch.get_rng_state()}
     if torch.cuda.is_available(): state["random.cuda"] = torch.cuda.get_rng_state()
     return state
 
-# %% ../nbs/12_loop.ipynb #7c15031f
+# %% ../nbs/12_loop.ipynb #5f1190ae
 def as_json(
     cfg: Config, # settings
 ) -> dict: # by name, as JSON keeps them
     "Settings as a checkpoint's header holds them."
     return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(cfg).items()}
 
-# %% ../nbs/12_loop.ipynb #62126b3e
+# %% ../nbs/12_loop.ipynb #74601166
 def progress_of(t: Trainer) -> dict: # goes into a checkpoint's header
     "Where training stands."
     return dict(config=as_json(t.cfg), epoch=t.epoch + 1, step=t.step, best=t.best, selected_on=t.cfg.val_dataset, seconds=time.time() - t.start)
 
-# %% ../nbs/12_loop.ipynb #cefd7db9
+# %% ../nbs/12_loop.ipynb #5d9e4f4c
 FREE = {"name", "output_dir", "root_dir", "resume", "resume_ckpt_file", "config_file", "pretrain_choice", "quick_gelu", "backbone", "num_epoch",
         "log_period", "eval_period", "test_batch_size", "num_workers", "cpu", "mixed_precision"} # may differ when a run goes on
 
-# %% ../nbs/12_loop.ipynb #8f9dfe0c
+# %% ../nbs/12_loop.ipynb #76c9e5a5
 def check_same(
     before: dict, # settings in the checkpoint's header
     cfg: Config, # settings now
@@ -238,7 +239,7 @@ def check_same(
         if k not in FREE and now.get(k, v) != v:
             raise UserError(f"{file}: was trained with {k} {v}, and {now[k]} is asked for now; give the same, or start a new run under another name.")
 
-# %% ../nbs/12_loop.ipynb #354bca59
+# %% ../nbs/12_loop.ipynb #a5d21bd3
 @patch
 def resume(self: Trainer,
     file: str | Path, # a last.safetensors

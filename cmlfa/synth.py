@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'LAYOUTS', 'SPLITS', 'VERSION', 'UserError', 'command', 'Size', 'Layout', 'fit_size', 'shares', 'population',
-           'near_duplicates', 'draw_identity', 'ceiling', 'write_synth', 'main']
+           'near_duplicates', 'draw_identity', 'ceiling', 'usable_cores', 'ignore_interrupts', 'write_synth', 'main']
 
-# %% ../nbs/00_synth.ipynb #1fc0cd2b
+# %% ../nbs/00_synth.ipynb #d9544a8b
 import argparse, functools, hashlib, itertools, json, os, re, shutil, signal, sys, time
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
@@ -22,11 +22,11 @@ from .draw import SKIN
 from .scene import render
 from .style import DOMAINS, describe, shoot
 
-# %% ../nbs/00_synth.ipynb #97c885fe
+# %% ../nbs/00_synth.ipynb #b8acaa2c
 class UserError(ValueError):
     "An error that a user can mend: one sentence that names the thing and the remedy."
 
-# %% ../nbs/00_synth.ipynb #1b1a97c7
+# %% ../nbs/00_synth.ipynb #aa721386
 def command(
     fn, # the body of a console command
 ): # the same, with errors for people
@@ -42,7 +42,7 @@ def command(
         sys.exit(status)
     return run
 
-# %% ../nbs/00_synth.ipynb #2670575d
+# %% ../nbs/00_synth.ipynb #1e74bcd6
 @dataclass(frozen=True)
 class Size:
     "How many people, how many images of each, and how large."
@@ -57,7 +57,7 @@ class Size:
 SIZES = {"small": Size(24, 12, 12, 4, 96, 48), "demo": Size(1200, 100, 200, 4, 96, 48),
     "full": Size(11003, 1000, 1000, (34054, 3078, 3074), 384, 128, (18, 2, 8))}
 
-# %% ../nbs/00_synth.ipynb #da76851b
+# %% ../nbs/00_synth.ipynb #193c69db
 @dataclass(frozen=True)
 class Layout:
     "How a public data set writes its annotations."
@@ -70,7 +70,7 @@ LAYOUTS = {"CUHK-PEDES": Layout(("reid_raw.json",), "file_path", 1), "ICFG-PEDES
 SPLITS = ("train", "val", "test")
 VERSION = 2 # of the generator; raised when a seed begins to mean other bytes
 
-# %% ../nbs/00_synth.ipynb #ab0c3db5
+# %% ../nbs/00_synth.ipynb #717331b7
 _FULL = {"ICFG-PEDES": Size(3102, 0, 1000, (34674, 0, 19848), 384, 128), "RSTPReid": Size(3701, 200, 200, 5, 384, 128)}
 
 def fit_size(
@@ -91,7 +91,7 @@ def shares(
     if isinstance(total, int): return [total] * n
     return [(k + 1) * total[split] // n - k * total[split] // n for k in range(n)]
 
-# %% ../nbs/00_synth.ipynb #7388ac89
+# %% ../nbs/00_synth.ipynb #9a04e6d3
 def _request(size, layout, seed, workers): # the size, and the header that identifies the data set
     if not isinstance(size, Size) and size not in SIZES: raise UserError(f"there is no size '{size}'; choose one of {', '.join(SIZES)}.")
     if layout not in LAYOUTS: raise UserError(f"there is no layout '{layout}'; choose one of {', '.join(LAYOUTS)}.")
@@ -102,7 +102,7 @@ def _request(size, layout, seed, workers): # the size, and the header that ident
     if min(n for k in range(3) for n in shares(s, k) or [1]) < 1: raise UserError(f"the size asks for images = {s.images}; everybody needs at least 1.")
     return s, {"name": "SynthPEDES", "size": asdict(s) if isinstance(size, Size) else size, "layout": layout, "seed": seed, "version": VERSION}
 
-# %% ../nbs/00_synth.ipynb #f2537029
+# %% ../nbs/00_synth.ipynb #0f308ed3
 def population(
     size: Size, # identities in each split
     seed: int = 0, # fixes everything
@@ -120,7 +120,7 @@ def population(
         out += [(split, i) for i in sorted(own, key=lambda _: rng.random())]
     return out
 
-# %% ../nbs/00_synth.ipynb #115d5691
+# %% ../nbs/00_synth.ipynb #a23ebc8f
 def near_duplicates(
     identities: list, # of one split
 ) -> float: # from 0 to 1
@@ -129,7 +129,7 @@ def near_duplicates(
     count = Counter(h for i in identities for h in holes(i))
     return sum(any(count[h] > 1 for h in holes(i)) for i in identities) / max(1, len(identities))
 
-# %% ../nbs/00_synth.ipynb #b6ee4b11
+# %% ../nbs/00_synth.ipynb #24434f92
 def draw_identity(
     job: tuple, # (folder or None, layout, size, seed, number, split, identity, images, images with one more caption)
 ) -> list: # one record an image
@@ -162,7 +162,7 @@ def _jobs(folder, layout, size, seed): # one for each identity
         extra = min(1, more[split]); more[split] -= extra
         yield folder, layout, size, seed, n, split, identity, images, extra
 
-# %% ../nbs/00_synth.ipynb #9f7228a9
+# %% ../nbs/00_synth.ipynb #a8d6bd0e
 def ceiling(
     records: list, # of `draw_identity`, or the images of attributes.json
     split: str = "test", # where to search
@@ -179,7 +179,7 @@ def ceiling(
     owner = (own[r["id"]] for r in gallery for _ in r["named"])
     return 100 * sum((h & o).bit_count() / h.bit_count() for h, o in zip(hits, owner)) / max(1, len(hits))
 
-# %% ../nbs/00_synth.ipynb #533b73f2
+# %% ../nbs/00_synth.ipynb #09c99c37
 def _save(folder, records, jobs, header): # the two JSON files
     layout, dump = LAYOUTS[header["layout"]], functools.partial(json.dumps, separators=(",", ":"))
     raw = [{"split": r["split"], "captions": r["captions"], layout.key: r["path"],
@@ -189,21 +189,21 @@ def _save(folder, records, jobs, header): # the two JSON files
     images = [{k: v for k, v in r.items() if k != "captions"} for r in records]
     (folder / "attributes.json").write_text(dump({"header": header, "identities": identities, "images": images}), encoding="utf-8")
 
-# %% ../nbs/00_synth.ipynb #37fb8f00
-def _cores(): # how many this process may use
+# %% ../nbs/00_synth.ipynb #47611711
+def usable_cores(): # how many this process may use
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-def _quiet(): signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is for the parent
+def ignore_interrupts(): signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is for the parent
 
 def _draw_all(jobs, workers, progress): # all records, in order
     bar = functools.partial(tqdm, total=len(jobs), unit=" people", disable=None if progress else True) # None: on terminals only
     if workers == 1: return list(itertools.chain(*bar(map(draw_identity, jobs))))
-    with ProcessPoolExecutor(min(workers, 61), initializer=_quiet) as pool:
+    with ProcessPoolExecutor(min(workers, 61), initializer=ignore_interrupts) as pool:
         try: return list(itertools.chain(*bar(pool.map(draw_identity, jobs, chunksize=4))))
         except BrokenProcessPool: raise UserError("a process that was drawing got killed, perhaps for want of memory; the same command goes on where it stopped, with fewer --workers perhaps.") from None
         finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/00_synth.ipynb #fe805bf3
+# %% ../nbs/00_synth.ipynb #050f48da
 def _found(target, header): # True if it is the one that was asked for, False if there is none
     if not target.exists(): return False
     try: old = dict(json.loads((target / "attributes.json").read_text(encoding="utf-8"))["header"])
@@ -212,7 +212,7 @@ def _found(target, header): # True if it is the one that was asked for, False if
     say = lambda h: f"size {h.get('size')}, seed {h.get('seed')}, generator {h.get('version')}"
     raise UserError(f"{target} holds {say(old)}, but {say(header)} was asked for; remove it or choose another OUT.")
 
-# %% ../nbs/00_synth.ipynb #cf959b9e
+# %% ../nbs/00_synth.ipynb #c63209e6
 def write_synth(
     out, # folder that will hold the data set's folder
     size: str = "demo", # one of SIZES, or a Size
@@ -230,13 +230,13 @@ def write_synth(
             return target
         for camera in DOMAINS[layout].cameras: (part / "imgs" / camera).mkdir(parents=True, exist_ok=True)
         jobs = list(_jobs(part / "imgs", layout, size, seed))
-        _save(part, _draw_all(jobs, workers or _cores(), progress), jobs, header)
+        _save(part, _draw_all(jobs, workers or usable_cores(), progress), jobs, header)
         part.rename(target)
     except OSError as e: raise UserError(f"cannot write to {out} ({e.strerror or e}); make room or choose another OUT. What was drawn is kept, and the same command goes on.") from None
     except KeyboardInterrupt: raise KeyboardInterrupt("stopped by Ctrl-C; what was drawn is kept, and the same command goes on.") from None
     return target
 
-# %% ../nbs/00_synth.ipynb #202b64d1
+# %% ../nbs/00_synth.ipynb #4725807d
 @command
 def main(
     args: list = None, # of the command line; sys.argv if None

@@ -6,23 +6,26 @@
 __all__ = ['Log', 'Progress', 'TensorBoard', 'Validate', 'Checkpoint', 'tokenise', 'run_folder', 'model_of', 'go_on',
            'make_trainer', 'train', 'main']
 
-# %% ../nbs/12_train.ipynb #b34b5e25
+# %% ../nbs/12_train.ipynb #73f2b3ac
 import time
 from dataclasses import replace
 from pathlib import Path
 import torch
 from accelerate.utils import set_seed
+from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from .synth import UserError, command
 from .tokenizer import Tokenizer
-from .data import Augment, Pairs, Split, read_splits, train_loader
+from .data import Split
+from .batches import Augment, Pairs, train_loader
+from .pack import Packed, open_splits, packed_ids
 from .model import CMLFA, build_model
 from .config import Config, parse_args, save_config
 from .evaluate import evaluate, table, test_run, workers
 from .loop import Callback, StopOnNonFinite, Trainer, optimizer_tensors, progress_of, random_state
 
-# %% ../nbs/12_train.ipynb #73895324
+# %% ../nbs/12_train.ipynb #8dcf9dd6
 class Log(Callback):
     "Lines for people: on the terminal and in log.txt."
     def __init__(self,
@@ -50,7 +53,7 @@ class Log(Callback):
         pairs = self.n * t.cfg.batch_size / (time.time() - self.start)
         self.write(f"epoch {t.epoch + 1}/{t.cfg.num_epoch}: {self.means()}, {pairs:.0f} pairs/s")
 
-# %% ../nbs/12_train.ipynb #54638884
+# %% ../nbs/12_train.ipynb #c8f332df
 class Progress(Callback):
     "A bar with the loss and the time left."
     def before_fit(self, t): self.bar = tqdm(total=t.cfg.num_epoch * len(t.loader), initial=t.step, unit="step", dynamic_ncols=True, disable=None) # no bar where nobody looks
@@ -59,7 +62,7 @@ class Progress(Callback):
         self.bar.update()
         if t.step % 10 == 0: self.bar.set_postfix(epoch=t.epoch + 1, loss=f"{t.loss.item():.2f}", best=f"{t.best:.1f}")
 
-# %% ../nbs/12_train.ipynb #2f08c374
+# %% ../nbs/12_train.ipynb #c0ca7424
 class TensorBoard(Callback):
     "Curves: losses and rates at each log step, retrieval at each evaluation."
     def before_fit(self, t): self.writer = SummaryWriter(t.folder / "tensorboard")
@@ -74,46 +77,48 @@ class TensorBoard(Callback):
         for way in ("t2i", "i2t"):
             for k, v in t.report.get(way, {}).items(): self.writer.add_scalar(f"{t.cfg.val_dataset} {way}/{k}", v, t.step)
 
-# %% ../nbs/12_train.ipynb #db576e8b
+# %% ../nbs/12_train.ipynb #f32802bc
 class Validate(Callback):
     "Measure retrieval on the chosen split and keep the best epoch's weights."
     def __init__(self,
         log: Log, # hears of each result
-    ): self.log = log
+        images: Dataset, # of the chosen split
+    ): self.log, self.images = log, images
 
     def after_epoch(self, t):
         t.report = {}
         if (t.epoch + 1) % t.cfg.eval_period and t.epoch + 1 < t.cfg.num_epoch: return
         model = t.accelerator.unwrap_model(t.model)
-        t.report, _ = evaluate(model, t.val, t.cfg.test_batch_size, workers(t.cfg.num_workers))
+        t.report, _ = evaluate(model, t.val, self.images, t.cfg.test_batch_size, workers(t.cfg.num_workers))
         score = t.report["t2i"]["R1"]
         self.log.write(f"epoch {t.epoch + 1} on {t.cfg.val_dataset}: " + ", ".join(f"{k} {v:.2f}" for k, v in t.report["t2i"].items()))
         if score > t.best:
             t.best = score
             model.save(t.folder / "best.safetensors", **progress_of(t))
 
-# %% ../nbs/12_train.ipynb #ae01bbe2
+# %% ../nbs/12_train.ipynb #415dc1e5
 class Checkpoint(Callback):
     "After each epoch, everything that is needed to go on."
     def after_epoch(self, t):
         t.accelerator.unwrap_model(t.model).save(t.folder / "last.safetensors", optimizer_tensors(t.optimizer) | random_state(), **progress_of(t))
 
-# %% ../nbs/12_train.ipynb #ac041aa1
+# %% ../nbs/12_train.ipynb #251046ef
 def tokenise(
     split: Split, # training split
     tokenizer: Tokenizer, # with the context
     long_captions: str = "cut", # cut, or refuse
     say=print, # gets a sentence if captions were cut
+    packed: torch.Tensor | None = None, # ids from a pack, if there are any
 ) -> torch.Tensor: # ids, captions x context
     "Token ids of all captions, once."
-    ids = tokenizer(split.captions, truncate=long_captions == "cut")
+    ids = packed if packed is not None and long_captions == "cut" else tokenizer(split.captions, truncate=long_captions == "cut")
     if long_captions == "cut":
         long = [c for c, row in zip(split.captions, ids) if row[-1] and len(tokenizer.encode(c)) > len(row) - 2]
         if long: say(f"{len(long)} of {len(split.captions)} captions are longer than {len(ids[0])} tokens and were cut, "
                      f"the first being {long[0][:60]!r}; --text_length makes room, --long_captions refuse stops instead")
     return ids
 
-# %% ../nbs/12_train.ipynb #dbd9d77d
+# %% ../nbs/12_train.ipynb #ff2630cc
 def run_folder(
     cfg: Config, # settings
 ) -> Path: # not made yet
@@ -123,7 +128,7 @@ def run_folder(
         raise UserError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --name.")
     return folder
 
-# %% ../nbs/12_train.ipynb #7ea19731
+# %% ../nbs/12_train.ipynb #fb130549
 def model_of(
     cfg: Config, # settings
     identities: int, # training identities
@@ -133,7 +138,7 @@ def model_of(
                        losses=cfg.loss_names, prototypes=cfg.prototypes, lfa_layers=cfg.lfa_layers, cmt_depth=cfg.cmt_depth,
                        temperature=cfg.temperature, itc_positives=cfg.itc_positives)
 
-# %% ../nbs/12_train.ipynb #c89e018a
+# %% ../nbs/12_train.ipynb #de242f42
 def go_on(
     trainer: Trainer, # fresh
 ) -> list[str]: # what to say of it
@@ -147,28 +152,30 @@ def go_on(
         trainer.best = -1. # a new folder has no best epoch yet
     return [f"going on from {last.name} at epoch {trainer.epoch}"]
 
-# %% ../nbs/12_train.ipynb #93ad38cd
+# %% ../nbs/12_train.ipynb #f6a0cb6c
 def make_trainer(
     cfg: Config, # settings
     progress: bool = True, # show a bar and the log's lines
 ) -> tuple[Trainer, Log]: # ready to fit
     "Read the data, build the model, and only then make the run folder."
     set_seed(cfg.seed)
-    folder, splits = run_folder(cfg), read_splits(cfg.root_dir, cfg.dataset_name, cfg.seed)
-    train, said = splits["train"], []
-    ids = tokenise(train, Tokenizer(cfg.text_length), cfg.long_captions, said.append)
-    loader = train_loader(Pairs(train, ids, cfg.img_size), cfg.batch_size, cfg.sampler, cfg.num_instance, workers(cfg.num_workers), cfg.seed)
+    folder, said, data = run_folder(cfg), [], (cfg.root_dir, cfg.dataset_name)
+    splits, images = open_splits(*data, cfg.img_size, cfg.seed, cfg.allow_missing, said.append)
+    train = splits["train"]
+    if isinstance(images["train"], Packed): said.append(f"images from the pack {images['train'].folder}")
+    ids = tokenise(train, Tokenizer(cfg.text_length), cfg.long_captions, said.append, packed_ids(*data, train.captions, cfg.img_size, cfg.text_length))
+    loader = train_loader(Pairs(train, ids, images["train"]), cfg.batch_size, cfg.sampler, cfg.num_instance, workers(cfg.num_workers), cfg.seed)
     model = model_of(cfg, len(train.identities.unique()))
     log = Log(folder / "log.txt", quiet=not progress)
-    callbacks = [StopOnNonFinite(), log, Validate(log), TensorBoard(), Checkpoint()] + [Progress()] * progress
-    trainer = Trainer(model, loader, Augment(model.tokenizer, cfg.img_aug, cfg.pad), cfg, splits[cfg.val_dataset], folder, callbacks)
+    callbacks = [StopOnNonFinite(), log, Validate(log, images[cfg.val_dataset]), TensorBoard(), Checkpoint()] + [Progress()] * progress
+    trainer = Trainer(model, loader, Augment(model.tokenizer, cfg.img_aug, cfg.pad, cfg.flip), cfg, splits[cfg.val_dataset], folder, callbacks)
     said += go_on(trainer)
     folder.mkdir(parents=True, exist_ok=True)
     if cfg.val_dataset == "test": said.append("the best epoch is picked on the test set, as published; that flatters the result: leave --val_dataset out to pick on val")
     for line in said + [f"{s}: {splits[s]}" for s in splits]: log.write(line)
     return trainer, log
 
-# %% ../nbs/12_train.ipynb #5e4b89ed
+# %% ../nbs/12_train.ipynb #efeda634
 def train(
     cfg: Config, # settings
     progress: bool = True, # show a bar and the log's lines
@@ -183,7 +190,7 @@ def train(
     log.write(f"test, {how}, with epoch {report['epoch']}:\n{table(report)}")
     return report
 
-# %% ../nbs/12_train.ipynb #c62c1b8e
+# %% ../nbs/12_train.ipynb #71fca161
 @command
 def main(argv=None):
     "cmlfa_train: train a model."

@@ -1,0 +1,65 @@
+"""Packing as a user meets it: a command that may be killed at any moment."""
+import random
+import subprocess
+import sys
+import time
+
+from conftest import BIN, PUBLISHED, TINY, run
+
+PACK = "import sys, cmlfa.pack as p; p.BLOCK = 4; p.main(sys.argv[1:])" # small blocks: more moments to be killed in
+SIZE = ["--img_size", "192", "96", "--workers", "1"]
+
+
+def contents(folder):
+    "Every file of a pack."
+    return {f.name: f.read_bytes() for f in folder.iterdir()}
+
+
+def test_a_killed_packing_goes_on(copy, tmp_path):
+    command, folder, rng = [sys.executable, "-c", PACK, str(copy), *SIZE], copy / "CUHK-PEDES/packed", random.Random(0)
+    subprocess.run(command, check=True, capture_output=True)
+    whole = contents(folder / "192x96")
+    for f in (folder / "192x96").iterdir(): f.unlink()
+    (folder / "192x96").rmdir()
+    killed, seen = 0, []
+    for _ in range(8):
+        p = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before, limit = len(seen), time.time() + 60
+        while p.poll() is None and time.time() < limit: # kill it once it has done a few blocks more
+            done = folder / ".192x96.part/done"
+            seen = done.read_text().split() if done.exists() else seen
+            if len(seen) > before + rng.randrange(4): p.kill(); killed += 1; break
+            time.sleep(.001)
+        p.wait()
+        if (folder / "192x96").exists(): break
+    assert killed >= 2, "nothing was killed"
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert contents(folder / "192x96") == whole
+    assert [f.name for f in folder.iterdir()] == ["192x96"]
+
+
+def test_training_uses_the_pack_and_is_the_same(data, copy, tmp_path):
+    run("cmlfa_pack", copy, "--img_size", "96", "48", cwd=tmp_path, check=True)
+    logs = []
+    for root in (data, copy):
+        work = tmp_path / root.parent.name
+        work.mkdir()
+        done = run("cmlfa_train", *PUBLISHED.format(root).split(), *TINY, "--num_epoch", "2", "--log_period", "1", cwd=work, check=True)
+        assert ("images from the pack" in done.stdout) == (root == copy)
+        logs.append([l.split(", rate")[0] for l in done.stdout.splitlines() if l.startswith("epoch 1 step")])
+    assert logs[0] == logs[1] and len(logs[0]) >= 3
+
+
+def test_a_stale_pack_stops_training(copy, tmp_path):
+    run("cmlfa_pack", copy, "--img_size", "96", "48", cwd=tmp_path, check=True)
+    file = copy / "CUHK-PEDES/reid_raw.json"
+    file.write_text(file.read_text() + " ")
+    done = run("cmlfa_train", *PUBLISHED.format(copy).split(), *TINY, "--num_epoch", "1", cwd=tmp_path)
+    assert done.returncode == 2 and "was packed from other annotations" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_wrong_requests(tmp_path):
+    for args, words in ((["nowhere"], "nowhere"), ([".", "--img_size", "0", "3"], "img_size"), ([".", "--dataset_name", "Market"], "Market")):
+        done = run("cmlfa_pack", *args, cwd=tmp_path)
+        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
