@@ -6,7 +6,7 @@
 __all__ = ['MEAN', 'STD', 'FLIPS', 'SAMPLERS', 'Files', 'normalise', 'random_flip', 'random_crop', 'random_erase', 'Augment',
            'Pairs', 'RandomBatches', 'IdentityBatches', 'train_loader', 'gallery_loader']
 
-# %% ../nbs/02b_batches.ipynb #9f330ec1
+# %% ../nbs/02b_batches.ipynb #27fafe23
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -14,7 +14,7 @@ from .data import Split, load_image
 from .synth import UserError
 from .tokenizer import Tokenizer
 
-# %% ../nbs/02b_batches.ipynb #384d79ab
+# %% ../nbs/02b_batches.ipynb #d0ccedb5
 class Files(Dataset):
     "An image source that decodes files."
     def __init__(self,
@@ -29,7 +29,7 @@ class Files(Dataset):
         for row, i in zip(out, indices): row[:] = self[i]
         return torch.from_numpy(out)
 
-# %% ../nbs/02b_batches.ipynb #90cacb1f
+# %% ../nbs/02b_batches.ipynb #86630643
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711) # CLIP's, of RGB in 0..1
 
 def normalise(
@@ -39,7 +39,7 @@ def normalise(
     mean, std = (255 * torch.tensor(t, device=images.device).view(3, 1, 1) for t in (MEAN, STD))
     return images.float().sub_(mean).mul_(1 / std) # in place after the first step: new memory is what costs
 
-# %% ../nbs/02b_batches.ipynb #050892e2
+# %% ../nbs/02b_batches.ipynb #2ba5c110
 FLIPS = ("swap", "skip", "blind") # what becomes of 'left' and 'right' when an image is mirrored
 
 def random_flip(
@@ -57,7 +57,7 @@ def random_flip(
     if how == "swap": ids = torch.where(flip[:, None], ids.masked_fill(left, words[1]).masked_fill(right, words[0]), ids)
     return torch.where(flip[:, None, None, None], images.flip(-1), images), ids
 
-# %% ../nbs/02b_batches.ipynb #4803ddc7
+# %% ../nbs/02b_batches.ipynb #8c9ef4bd
 def random_crop(
     images: torch.Tensor, # bytes, B x 3 x h x w
     pad: int = 10, # pixels on every side, filled with the mean
@@ -72,7 +72,7 @@ def random_crop(
     windows = padded.unfold(2, h, 1).unfold(3, w, 1) # a view: B x 3 x (2 pad + 1) x (2 pad + 1) x h x w
     return windows[torch.arange(b, device=images.device), :, top, left]
 
-# %% ../nbs/02b_batches.ipynb #4476dddf
+# %% ../nbs/02b_batches.ipynb #71e308b0
 def random_erase(
     images: torch.Tensor, # normalised, B x 3 x h x w
     area: tuple[float, float] = (0.02, 0.4), # share of the image
@@ -91,7 +91,7 @@ def random_erase(
     keep = (~(rows[:, :, None] & cols[:, None])).to(images.dtype)[:, None] # B x 1 x h x w; multiplying is several times quicker than filling
     return images.mul_(keep) if inplace else images * keep
 
-# %% ../nbs/02b_batches.ipynb #43655290
+# %% ../nbs/02b_batches.ipynb #9ac2dc41
 class Augment:
     "Turns a raw batch into training input: new tensors, the batch itself untouched."
     def __init__(self,
@@ -112,7 +112,7 @@ class Augment:
         images = normalise(random_crop(images, self.pad, generator))
         return batch | {"images": random_erase(images, generator=generator, inplace=True), "ids": ids}
 
-# %% ../nbs/02b_batches.ipynb #5d3e0739
+# %% ../nbs/02b_batches.ipynb #228ffbdd
 class Pairs(Dataset):
     "Training pairs: captions, their images, and who they show."
     def __init__(self,
@@ -126,7 +126,7 @@ class Pairs(Dataset):
         i = torch.as_tensor(indices)
         return dict(images=self.images.__getitems__(self.split.owner[i].tolist()), ids=self.ids[i], labels=self.labels[i], index=i)
 
-# %% ../nbs/02b_batches.ipynb #055ee636
+# %% ../nbs/02b_batches.ipynb #a57425b0
 class RandomBatches:
     "Every pair once an epoch, in an order fixed by seed and epoch; an incomplete last batch is left out."
     def __init__(self,
@@ -143,7 +143,7 @@ class RandomBatches:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)[:len(self) * self.ranks * self.batch_size]
         yield from order.reshape(-1, self.ranks, self.batch_size)[self.start:, self.rank].tolist()
 
-# %% ../nbs/02b_batches.ipynb #bf00e322
+# %% ../nbs/02b_batches.ipynb #7c9379ea
 class IdentityBatches:
     "Batches of P identities with `num_instance` pairs each, so that every person meets itself."
     def __init__(self,
@@ -171,7 +171,7 @@ class IdentityBatches:
             batch = [int(i) for p in picked for i in rng.choice(self.members[p], k, replace=len(self.members[p]) < k)]
             if step >= self.start: yield batch[self.mine]
 
-# %% ../nbs/02b_batches.ipynb #a80a525b
+# %% ../nbs/02b_batches.ipynb #f282a489
 SAMPLERS = ("random", "identity")
 
 def _as_is(batch): return batch # a batch comes whole, there is nothing to collate

@@ -6,7 +6,7 @@
 __all__ = ['VERSION', 'BLOCK', 'make_plan', 'bytes_needed', 'check_room', 'write_block', 'pack_folder', 'write_pack', 'Packed',
            'image_source', 'packed_ids', 'open_splits', 'verify', 'main']
 
-# %% ../nbs/03b_pack.ipynb #ec15e6b2
+# %% ../nbs/03b_pack.ipynb #621343e1
 import argparse, hashlib, json, os, shutil
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +22,7 @@ from .data import locate, read_photos, read_splits
 from .batches import Files
 from .prep import found_in, require_sound
 
-# %% ../nbs/03b_pack.ipynb #e6de0cb3
+# %% ../nbs/03b_pack.ipynb #c00fc1de
 VERSION, BLOCK = 1, 128 # of the format; images in a block, the unit of work
 
 def make_plan(
@@ -39,7 +39,7 @@ def make_plan(
         annotations=hashlib.sha256(file.read_bytes()).hexdigest(), skipped=len(skip),
         images=[[os.path.relpath(p, images), os.stat(p).st_size] for p in paths]), paths
 
-# %% ../nbs/03b_pack.ipynb #db820b16
+# %% ../nbs/03b_pack.ipynb #02531e4b
 def bytes_needed(
     plan: dict, # from `make_plan`
 ) -> int: # of disk
@@ -55,7 +55,7 @@ def check_room(
     need, free = bytes_needed(plan) - have, shutil.disk_usage(folder).free
     if need > free: raise UserError(f"{folder}: the pack needs {need / 1e9:.2f} GB more and the disk has {free / 1e9:.2f} GB free; make room, or pack a smaller --img_size.")
 
-# %% ../nbs/03b_pack.ipynb #496913d1
+# %% ../nbs/03b_pack.ipynb #9c0bd642
 def _pixels(file, n, size, mode="r"): # the memory map of n images
     return np.memmap(file, np.uint8, mode, shape=(n, 3, *size))
 
@@ -73,7 +73,7 @@ def write_block(
     pixels.flush() # to the disk, before anybody says that it is there
     return block
 
-# %% ../nbs/03b_pack.ipynb #a5e87810
+# %% ../nbs/03b_pack.ipynb #fa4a243f
 def _begin(part, plan, paths): # the numbers of the blocks that are done already
     pixels, done = len(paths) * 3 * plan["size"][0] * plan["size"][1], part / "done"
     if not ((part / "plan.json").is_file() and json.loads((part / "plan.json").read_text()) == plan): # nothing, or the beginning of another pack
@@ -85,7 +85,7 @@ def _begin(part, plan, paths): # the numbers of the blocks that are done already
         (part / "plan.json").write_text(json.dumps(plan))
     return {int(line) for line in done.read_text().split("\n")[:-1]} # a line that was cut off does not count
 
-# %% ../nbs/03b_pack.ipynb #80cd25c3
+# %% ../nbs/03b_pack.ipynb #d135f285
 def _write_blocks(part, plan, paths, workers, progress): # all images
     done, todo = _begin(part, plan, paths), range(-(-len(paths) // BLOCK))
     job = partial(write_block, part=part, paths=paths, size=tuple(plan["size"]))
@@ -98,7 +98,7 @@ def _write_blocks(part, plan, paths, workers, progress): # all images
         except BrokenProcessPool: raise UserError("a process that was packing got killed, perhaps for want of memory; the same command goes on where it stopped, with fewer --workers perhaps.") from None
         finally: pool.shutdown(cancel_futures=True); bar.close()
 
-# %% ../nbs/03b_pack.ipynb #4af1013c
+# %% ../nbs/03b_pack.ipynb #50e4dd7a
 def _checksum(file): # sha256, read in pieces
     with open(file, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(f)
 
@@ -115,7 +115,7 @@ def pack_folder(
     "Where the pack of a data set is."
     return locate(root, name)[0].parent / "packed" / f"{size[0]}x{size[1]}"
 
-# %% ../nbs/03b_pack.ipynb #c98b0a02
+# %% ../nbs/03b_pack.ipynb #044fd347
 def write_pack(
     root: str | Path, # folder that holds the data sets
     name: str, # a key of `LAYOUTS`
@@ -144,12 +144,12 @@ def write_pack(
     except KeyboardInterrupt: raise KeyboardInterrupt("stopped by Ctrl-C; what was packed is kept, and the same command goes on.") from None
     return folder
 
-# %% ../nbs/03b_pack.ipynb #bd3626b2
+# %% ../nbs/03b_pack.ipynb #6f232eec
 def _read_index(folder): # of a pack
     try: return json.loads((folder / "index.json").read_text())
     except (OSError, ValueError) as e: raise UserError(f"{folder / 'index.json'}: cannot be read; remove {folder} and pack again with cmlfa_pack.") from e
 
-# %% ../nbs/03b_pack.ipynb #75da2d0b
+# %% ../nbs/03b_pack.ipynb #2ee9c08e
 class Packed(Dataset):
     "An image source that reads a pack."
     def __init__(self,
@@ -167,7 +167,7 @@ class Packed(Dataset):
     def __getitems__(self, indices): return torch.from_numpy(self.pixels[self.rows[list(indices)]]) # uint8, B x 3 x h x w
     def __getstate__(self): return self.__dict__ | {"_map": None} # for worker processes
 
-# %% ../nbs/03b_pack.ipynb #3b7a8e9e
+# %% ../nbs/03b_pack.ipynb #731baf03
 def _fits(folder, index, root, name): # or a sentence
     file, images = locate(root, name)
     plan, again = index["plan"], f"pack again with: cmlfa_pack {root} --dataset_name {name} --img_size {' '.join(map(str, index['plan']['size']))}"
@@ -194,7 +194,7 @@ def image_source(
     if missing := [p for p in paths if p not in row]: raise UserError(f"{missing[0]}: is not in the pack {folder}, which was made without it; pack again with: cmlfa_pack {root} --dataset_name {name}")
     return Packed(folder, np.array([row[p] for p in paths]), len(row), size)
 
-# %% ../nbs/03b_pack.ipynb #0db1a2bb
+# %% ../nbs/03b_pack.ipynb #1f80bcdb
 def packed_ids(
     root: str | Path, # folder that holds the data sets
     name: str, # a key of `LAYOUTS`
@@ -209,7 +209,7 @@ def packed_ids(
     if not row.keys() >= set(captions): return None
     return torch.from_numpy(np.load(folder / "captions.npy")[[row[c] for c in captions]].astype(np.int64))
 
-# %% ../nbs/03b_pack.ipynb #689e2ac5
+# %% ../nbs/03b_pack.ipynb #edcd1d58
 def open_splits(
     root: str | Path, # folder that holds the data sets
     name: str, # a key of `LAYOUTS`
@@ -222,7 +222,7 @@ def open_splits(
     splits = read_splits(root, name, seed, require_sound(root, name, allow_missing, say=say))
     return splits, {s: image_source(root, name, split.paths, size) for s, split in splits.items()}
 
-# %% ../nbs/03b_pack.ipynb #66909c5a
+# %% ../nbs/03b_pack.ipynb #39747602
 def verify(
     folder: Path, # a pack
 ):
@@ -230,7 +230,7 @@ def verify(
     for f, wanted in _read_index(folder)["checksums"].items():
         if not (folder / f).is_file() or _checksum(folder / f) != wanted: raise UserError(f"{folder / f}: is damaged; remove {folder} and pack again with cmlfa_pack.")
 
-# %% ../nbs/03b_pack.ipynb #9001ea10
+# %% ../nbs/03b_pack.ipynb #99b9899f
 def _pack_one(root, name, a): # one data set, with what to say of it
     size = tuple(a.img_size)
     if a.verify:
@@ -255,5 +255,5 @@ def main(argv=None):
     p.add_argument("--allow_missing", action="store_true", help="leave broken images out")
     p.add_argument("--verify", action="store_true", help="compare an existing pack with its checksums")
     a = p.parse_args(argv)
-    if min(a.img_size) < 1 or (a.workers or 1) < 1: raise UserError("img_size and workers must be 1 or more.")
+    if min(*a.img_size, 1 if a.workers is None else a.workers) < 1: raise UserError("img_size and workers must be 1 or more.")
     for name in [a.dataset_name] if a.dataset_name else found_in(a.root): _pack_one(a.root, name, a)

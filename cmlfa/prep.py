@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'IMAGE_FAULTS', 'PUBLISHED', 'Report', 'examine', 'examine_all', 'check_people', 'check_captions',
            'check_images', 'count', 'check', 'found_in', 'table', 'page', 'main', 'require_sound']
 
-# %% ../nbs/03_prep.ipynb #1841590e
+# %% ../nbs/03_prep.ipynb #c0001836
 import argparse, hashlib, html, io, json, os, sys
 from base64 import b64encode
 from collections import Counter, defaultdict
@@ -19,7 +19,7 @@ from .synth import LAYOUTS, SPLITS, UserError, command, ignore_interrupts, usabl
 from .tokenizer import Tokenizer
 from .data import MAX_PIXELS, entry_fault, locate, read_entries
 
-# %% ../nbs/03_prep.ipynb #fb9f5348
+# %% ../nbs/03_prep.ipynb #5a2807de
 KINDS = { # kind of fault: broken?, heading
     "entry": (True, "entries of the annotation file that cannot be used"),
     "missing": (True, "images that are missing"),
@@ -38,7 +38,7 @@ KINDS = { # kind of fault: broken?, heading
     "counts": (False, "counts that differ from the published ones")}
 IMAGE_FAULTS = ("missing", "unreadable", "truncated", "absurd", "leak") # can be left out with --allow_missing
 
-# %% ../nbs/03_prep.ipynb #0ffadf32
+# %% ../nbs/03_prep.ipynb #8a10bcdc
 @dataclass
 class Report:
     "What the doctor found in one data set."
@@ -52,7 +52,7 @@ class Report:
     @property
     def broken(self) -> bool: return any(KINDS[kind][0] for kind in self.found)
 
-# %% ../nbs/03_prep.ipynb #5f4f18b4
+# %% ../nbs/03_prep.ipynb #ed7db45e
 def examine(
     path: str, # an image file
 ) -> tuple: # (fingerprint or None, kind of fault or None, what to say)
@@ -71,7 +71,7 @@ def examine(
         return mark, "truncated" if cut else "unreadable", f"cannot be read ({'it breaks off in the middle' if cut else 'it is empty' if not data else type(e).__name__})"
     return mark, None, ""
 
-# %% ../nbs/03_prep.ipynb #bde6925a
+# %% ../nbs/03_prep.ipynb #6e92bf44
 def examine_all(
     paths: list[str], # image files
     workers: int = None, # processes; as many as cores if None
@@ -84,7 +84,7 @@ def examine_all(
         try: return bar(pool.map(examine, paths, chunksize=64))
         finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/03_prep.ipynb #0240544b
+# %% ../nbs/03_prep.ipynb #592351cf
 def check_people(
     report: Report, # gets what is found
     entries: list[dict], # those that passed
@@ -101,7 +101,7 @@ def check_people(
     for text, who in owners.items():
         if len(who) > 1: report.add("shared caption", f"{len(who)} identities ({', '.join(map(str, sorted(who)[:4]))}{' ...' if len(who) > 4 else ''}): {text[:100]}")
 
-# %% ../nbs/03_prep.ipynb #c6ce4cd7
+# %% ../nbs/03_prep.ipynb #0ef9ec0d
 def check_captions(
     report: Report, # gets what is found
     entries: list[dict], # those that passed
@@ -113,7 +113,7 @@ def check_captions(
         for c in e["captions"]:
             if len(c) > context and (n := len(tokenizer.encode(c)) + 2) > context: report.add("long caption", f"{n} tokens: {c[:100]}") # a token has a letter at least
 
-# %% ../nbs/03_prep.ipynb #d0338620
+# %% ../nbs/03_prep.ipynb #4c91aa67
 def check_images(
     report: Report, # gets what is found
     entries: list[dict], # those that passed
@@ -138,7 +138,7 @@ def check_images(
             report.leave_out += [p for e, p in group if e["split"] == "train"] if "train" in splits else [p for e, p in group if e["split"] == "val"]
         elif len(who) > 1: report.add("shared image", f"{names} are the same image", group[0][1])
 
-# %% ../nbs/03_prep.ipynb #c0cade8f
+# %% ../nbs/03_prep.ipynb #ac8e63e1
 PUBLISHED = { # identities, images, captions; identities by split
     "CUHK-PEDES": (13_003, 40_206, 80_412, (11_003, 1_000, 1_000)), "ICFG-PEDES": (4_102, 54_522, 54_522, (3_102, 0, 1_000)),
     "RSTPReid": (4_101, 20_505, 41_010, (3_701, 200, 200))}
@@ -157,7 +157,7 @@ def count(
     close = total[:2] == [ids, images] and abs(total[2] - captions) < 100 and tuple(c["identities"] for c in report.counts.values()) == splits
     if not close: report.add("counts", f"{total[0]:,} identities, {total[1]:,} images, {total[2]:,} captions; the published data set has {ids:,}, {images:,}, {captions:,}" + " (this one is drawn: SynthPEDES)" * drawn)
 
-# %% ../nbs/03_prep.ipynb #e84f0379
+# %% ../nbs/03_prep.ipynb #6da6a224
 def check(
     root: str | Path, # folder that holds the data sets
     name: str, # a key of `LAYOUTS`
@@ -184,7 +184,7 @@ def check(
     report.found = {k: report.found[k] for k in KINDS if k in report.found}
     return report
 
-# %% ../nbs/03_prep.ipynb #cdbab734
+# %% ../nbs/03_prep.ipynb #ccd78914
 def found_in(
     root: str | Path, # folder that holds the data sets
 ) -> list[str]: # names of those that are there
@@ -195,7 +195,7 @@ def found_in(
     if root.name in LAYOUTS: raise UserError(f"{root}: is a data set itself; give the folder that holds it: {root.parent}")
     raise UserError(f"{root}: holds none of the folders {', '.join(LAYOUTS)}; give the folder that holds a data set, or draw one with: cmlfa_synth {root}")
 
-# %% ../nbs/03_prep.ipynb #786a5648
+# %% ../nbs/03_prep.ipynb #cea07213
 def table(
     report: Report, # of one data set
     examples: int = 3, # of each kind
@@ -212,7 +212,7 @@ def table(
 def _plain(text): # without what would write elsewhere on a terminal
     return "".join(c if c.isprintable() else "?" for c in text)
 
-# %% ../nbs/03_prep.ipynb #f5f4149e
+# %% ../nbs/03_prep.ipynb #767af6b2
 def _thumbnail(path): # as an img element, or nothing if it cannot be shown
     try:
         with Image.open(path) as im:
@@ -241,7 +241,7 @@ def page(
             out += [f"<figure>{_thumbnail(image) if image else ''}<figcaption>{html.escape(text)}</figcaption></figure>" for text, image in items[:examples]] + ["</div>"]
     return "\n".join(out)
 
-# %% ../nbs/03_prep.ipynb #83270860
+# %% ../nbs/03_prep.ipynb #7f169619
 @command
 def main(argv=None):
     "The command `cmlfa_check`."
@@ -253,7 +253,7 @@ def main(argv=None):
     p.add_argument("--text_length", type=int, default=77, help="tokens of a caption that fit (default 77)")
     p.add_argument("--workers", type=int, help="processes (default: one a core)")
     a, reports = p.parse_args(argv), []
-    if (a.workers or 1) < 1: raise UserError("workers: must be 1 or more.")
+    if a.workers is not None and a.workers < 1: raise UserError("workers: must be 1 or more.")
     for name in [a.dataset_name] if a.dataset_name else found_in(a.root):
         reports.append(check(a.root, name, a.workers, True, a.text_length))
         _remember(reports[-1], a.root)
@@ -264,7 +264,7 @@ def main(argv=None):
         except OSError as e: raise UserError(f"{file}: cannot be written ({e.strerror or e}); choose another place.") from e
     if any(r.broken for r in reports): sys.exit(1)
 
-# %% ../nbs/03_prep.ipynb #98c5a465
+# %% ../nbs/03_prep.ipynb #4cca189a
 def _state(root, name): # what a verdict depends on
     file, images = locate(root, name)
     entries = [e for e in read_entries(file) if not entry_fault(e, LAYOUTS[name].key)]
@@ -284,7 +284,7 @@ def _remembered(root, name): # is there a good verdict that holds?
     try: return json.loads(memory.read_text()) == state
     except (OSError, ValueError): return False
 
-# %% ../nbs/03_prep.ipynb #b945df70
+# %% ../nbs/03_prep.ipynb #794ad15c
 def require_sound(
     root: str | Path, # folder that holds the data sets
     name: str, # a key of `LAYOUTS`

@@ -1,0 +1,184 @@
+"""The doctor, the import and the layout scripts as a user meets them."""
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import BIN, PUBLISHED, TINY, run
+from PIL import Image
+
+from cmlfa.prep import main
+from cmlfa.synth import LAYOUTS, write_synth
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    "SynthPEDES in all three layouts."
+    root = tmp_path_factory.mktemp("three")
+    for layout in LAYOUTS: write_synth(root, "small", layout, workers=1, progress=False)
+    return root
+
+
+def status(*args):
+    "Exit status of the command, called in this process."
+    try: main([str(a) for a in args])
+    except SystemExit as e: return e.code or 0
+    return 0
+
+
+def annotations(root, layout="CUHK-PEDES"): return root / layout / LAYOUTS[layout].files[0]
+
+
+def edit(change):
+    "A damage to the annotations."
+    def damage(root):
+        for layout in LAYOUTS:
+            file = annotations(root, layout)
+            if not file.exists(): continue
+            entries = json.loads(file.read_text())
+            change(entries, LAYOUTS[layout].key)
+            file.write_text(json.dumps(entries))
+    return damage
+
+
+def image(n, change):
+    "A damage to the image of entry n."
+    def damage(root):
+        for layout in LAYOUTS:
+            file = annotations(root, layout)
+            if file.exists(): change(root / layout / "imgs" / json.loads(file.read_text())[n][LAYOUTS[layout].key])
+    return damage
+
+
+def copy_image(split_differs):
+    "One image over another person's, in another split or in the same."
+    def damage(root):
+        for layout in LAYOUTS:
+            if not annotations(root, layout).exists(): continue
+            entries, key = json.loads(annotations(root, layout).read_text()), LAYOUTS[layout].key
+            other = next(e for e in entries if e["id"] != entries[0]["id"] and (e["split"] != entries[0]["split"]) == split_differs)
+            shutil.copy(root / layout / "imgs" / entries[0][key], root / layout / "imgs" / other[key])
+    return damage
+
+
+def other_split(e): return "test" if e["split"] == "train" else "train"
+
+
+DAMAGES = { # what happened: (how, words of the finding, exit status)
+    "deleted": (image(3, lambda p: p.unlink()), "is missing", 1),
+    "cut off": (image(3, lambda p: p.write_bytes(p.read_bytes()[:700])), "breaks off in the middle", 1),
+    "emptied": (image(3, lambda p: p.write_bytes(b"")), "it is empty", 1),
+    "a web page": (image(3, lambda p: p.write_bytes(b"<html>404</html>")), "cannot be read", 1),
+    "a bomb": (image(3, lambda p: Image.new("1", (9000, 9000)).save(p, "PNG")), "9,000 x 9,000", 1),
+    "a line": (image(3, lambda p: Image.new("RGB", (300, 4)).save(p)), "300 x 4", 1),
+    "in two splits by bytes": (copy_image(True), "byte for byte in two splits", 1),
+    "of two people": (copy_image(False), "two identities share", 0),
+    "listed twice": (edit(lambda e, k: e.append(dict(e[0]))), "listed 2 times", 0),
+    "a person in two splits": (edit(lambda e, k: e[0].update(split=other_split(e[0]))), "is in the splits", 1),
+    "nobody in test": (edit(lambda e, k: [x.update(split="train") for x in e]), "0 identities in the split test", 1),
+    "an unknown split": (edit(lambda e, k: e[3].update(split="valid")), "entry 3 has the split 'valid'", 1),
+    "a path out": (edit(lambda e, k: e[3].update({k: "../../secret.jpg"})), "leaves the folder", 1),
+    "an absolute path": (edit(lambda e, k: e[3].update({k: "/etc/passwd"})), "leaves the folder", 1),
+    "an id as text": (edit(lambda e, k: e[3].update(id="7")), "entry 3 has the id '7'", 1),
+    "an empty caption": (edit(lambda e, k: e[3].update(captions=[" "])), "empty caption", 1),
+    "no captions": (edit(lambda e, k: e[3].pop("captions")), "has no captions", 1),
+    "no object": (edit(lambda e, k: e.insert(3, 7)), "entry 3 is no object", 1),
+    "a shared caption": (edit(lambda e, k: [x.update(captions=["A person in a red coat."]) for x in (e[0], e[50])]), "captions that two identities share", 0),
+    "a long caption": (edit(lambda e, k: e[3].update(captions=["a red coat and " * 40])), "longer than the context", 0),
+    "no imgs": (lambda r: [c.rename(d / c.name) for d in r.iterdir() for c in (d / "imgs").iterdir()] and [(d / "imgs").rmdir() for d in r.iterdir()], "read as it is", 0),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sound_data_is_called_sound(three, layout, capsys):
+    assert status(three, "--dataset_name", layout) == 0
+    out = capsys.readouterr().out
+    assert "can be trained on" in out and "BROKEN" not in out
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_damages_are_found_and_named(three, tmp_path, what, capsys):
+    damage, words, wanted = DAMAGES[what]
+    layout = list(LAYOUTS)[list(DAMAGES).index(what) % 3] # each layout meets a third of them
+    shutil.copytree(three / layout, tmp_path / layout)
+    damage(tmp_path)
+    assert status(tmp_path) == wanted
+    out = capsys.readouterr().out
+    assert words in out and ("BROKEN" in out) == bool(wanted), out
+
+
+def test_nested_and_second_name(three, tmp_path, capsys):
+    shutil.copytree(three / "ICFG-PEDES", tmp_path / "ICFG-PEDES/ICFG-PEDES")
+    (tmp_path / "ICFG-PEDES/ICFG-PEDES/ICFG_PEDES.json").rename(tmp_path / "ICFG-PEDES/ICFG-PEDES/ICFG-PEDES.json")
+    assert status(tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "ICFG-PEDES.json" in out and "read as it is" in out
+
+
+def test_reports_hold_everything_and_no_script(copy, tmp_path):
+    file = annotations(copy)
+    entries = json.loads(file.read_text())
+    evil = "cam_a/<img src=x onerror=alert(1)>.jpg"
+    (copy / "CUHK-PEDES/imgs" / entries[0]["file_path"]).rename(copy / "CUHK-PEDES/imgs" / evil)
+    (copy / "CUHK-PEDES/imgs" / evil).write_bytes(b"broken")
+    entries[0]["file_path"] = evil
+    for e in (entries[1], entries[40]): e["captions"] = ["<script>alert(2)</script> \x1b[31m \u202e red"]
+    file.write_text(json.dumps(entries))
+    done = run("cmlfa_check", copy, "--json", "r.json", "--html", "r.html", cwd=tmp_path)
+    page, report = (tmp_path / "r.html").read_text(), json.loads((tmp_path / "r.json").read_text())[0]
+    assert done.returncode == 1 and "\x1b" not in done.stdout and "Traceback" not in done.stderr
+    assert "<script>" not in page and "<img src=x" not in page and "&lt;script&gt;" in page
+    assert report["broken"] and report["found"]["unreadable"] and report["found"]["shared caption"]
+
+
+def test_wrong_requests(tmp_path, three):
+    for args, words in ((["nowhere"], "holds none of the folders"), ([three / "RSTPReid"], "is a data set itself"), ([three, "--dataset_name", "Market"], "Market"),
+                        ([three, "--workers", "0"], "workers"), ([three, "--dataset_name", "RSTPReid", "--json", "no/where.json"], "no/where.json")):
+        done = run("cmlfa_check", *args, cwd=tmp_path)
+        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_ctrl_c_is_a_sentence(tmp_path):
+    write_synth(tmp_path, "demo", progress=False)
+    code = "import sys, cmlfa.prep as p; print('ready', flush=True); p.main(sys.argv[1:])"
+    p = subprocess.Popen([sys.executable, "-c", code, tmp_path, "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert p.stdout.readline() == "ready\n"
+    time.sleep(.5)
+    p.send_signal(signal.SIGINT)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == 130 and "stopped by Ctrl-C" in err and "Traceback" not in err, err
+
+
+def test_training_refuses_what_is_broken_and_can_go_on_without(copy, tmp_path):
+    entries = json.loads(annotations(copy).read_text())
+    train = [e for e in entries if e["split"] == "train"]
+    (copy / "CUHK-PEDES/imgs" / train[0]["file_path"]).unlink()
+    broken = copy / "CUHK-PEDES/imgs" / train[5]["file_path"]
+    broken.write_bytes(broken.read_bytes()[:500])
+    command = ["cmlfa_train", *PUBLISHED.format(copy).split(), *TINY, "--num_epoch", "1"]
+    refused = run(*command, cwd=tmp_path)
+    assert refused.returncode == 2 and f"cmlfa_check {copy}" in refused.stderr and "--allow_missing" in refused.stderr and "Traceback" not in refused.stderr
+    done = run(*command, "--allow_missing", cwd=tmp_path, check=True)
+    assert "going on without 2 of 192 images" in done.stdout
+
+
+def test_scripts(data, tmp_path):
+    images, entries = data / "CUHK-PEDES/imgs", json.loads(annotations(data).read_text())
+    with open(tmp_path / "t.csv", "w", newline="") as f:
+        out = csv.writer(f)
+        out.writerow(["path", "identity", "caption"])
+        for e in entries: out.writerows([e["file_path"], f"p{e['id']}", c] for c in e["captions"])
+    def script(name, *args): return subprocess.run([sys.executable, ROOT / "data_prep" / name, *map(str, args)], cwd=tmp_path, capture_output=True, text=True)
+    done = script("from_table.py", "t.csv", images, "own")
+    assert done.returncode == 0 and "Next: cmlfa_check own" in done.stdout, done.stderr
+    done = script("prepare.py", "CUHK-PEDES", data, "laid", "--copy")
+    assert done.returncode == 0 and "Next: cmlfa_pack laid" in done.stdout, done.stderr
+    done = script("prepare.py", "RSTPReid", data, "laid")
+    assert done.returncode == 2 and "data_captions.json" in done.stderr and "Traceback" not in done.stderr
