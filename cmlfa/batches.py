@@ -6,7 +6,7 @@
 __all__ = ['MEAN', 'STD', 'FLIPS', 'SAMPLERS', 'Files', 'normalise', 'random_flip', 'random_crop', 'random_erase', 'Augment',
            'Pairs', 'RandomBatches', 'IdentityBatches', 'train_loader', 'gallery_loader']
 
-# %% ../nbs/02b_batches.ipynb #27fafe23
+# %% ../nbs/02b_batches.ipynb #469d0ea4
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -14,7 +14,7 @@ from .data import Split, load_image
 from .synth import UserError
 from .tokenizer import Tokenizer
 
-# %% ../nbs/02b_batches.ipynb #d0ccedb5
+# %% ../nbs/02b_batches.ipynb #c47c7dd0
 class Files(Dataset):
     "An image source that decodes files."
     def __init__(self,
@@ -29,7 +29,7 @@ class Files(Dataset):
         for row, i in zip(out, indices): row[:] = self[i]
         return torch.from_numpy(out)
 
-# %% ../nbs/02b_batches.ipynb #86630643
+# %% ../nbs/02b_batches.ipynb #97826bb4
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711) # CLIP's, of RGB in 0..1
 
 def normalise(
@@ -39,11 +39,11 @@ def normalise(
     mean, std = (255 * torch.tensor(t, device=images.device).view(3, 1, 1) for t in (MEAN, STD))
     return images.float().sub_(mean).mul_(1 / std) # in place after the first step: new memory is what costs
 
-# %% ../nbs/02b_batches.ipynb #2ba5c110
+# %% ../nbs/02b_batches.ipynb #95fb38e2
 FLIPS = ("swap", "skip", "blind") # what becomes of 'left' and 'right' when an image is mirrored
 
 def random_flip(
-    images: torch.Tensor, # B x 3 x h x w
+    images: torch.Tensor, # bytes, B x 3 x h x w
     ids: torch.Tensor, # token ids of their captions, B x L
     words: tuple[int, int], # token ids of 'left' and 'right'
     generator: torch.Generator | None = None, # randomness
@@ -55,9 +55,10 @@ def random_flip(
     left, right = ids == words[0], ids == words[1]
     if how == "skip": flip = flip & ~(left | right).any(1)
     if how == "swap": ids = torch.where(flip[:, None], ids.masked_fill(left, words[1]).masked_fill(right, words[0]), ids)
-    return torch.where(flip[:, None, None, None], images.flip(-1), images), ids
+    mirror = images ^ images.flip(-1) # the bits in which an image and its mirror image differ
+    return images ^ (mirror & (255 * flip.to(torch.uint8))[:, None, None, None]), ids # three times quicker than choosing with torch.where
 
-# %% ../nbs/02b_batches.ipynb #8c9ef4bd
+# %% ../nbs/02b_batches.ipynb #f31ea98a
 def random_crop(
     images: torch.Tensor, # bytes, B x 3 x h x w
     pad: int = 10, # pixels on every side, filled with the mean
@@ -72,7 +73,7 @@ def random_crop(
     windows = padded.unfold(2, h, 1).unfold(3, w, 1) # a view: B x 3 x (2 pad + 1) x (2 pad + 1) x h x w
     return windows[torch.arange(b, device=images.device), :, top, left]
 
-# %% ../nbs/02b_batches.ipynb #71e308b0
+# %% ../nbs/02b_batches.ipynb #3e861e6e
 def random_erase(
     images: torch.Tensor, # normalised, B x 3 x h x w
     area: tuple[float, float] = (0.02, 0.4), # share of the image
@@ -88,10 +89,11 @@ def random_erase(
     y = torch.arange(h, device=images.device) + 0.5 - u[2] * (h - height) # B x h, from the rectangle's top to each row's middle
     x = torch.arange(w, device=images.device) + 0.5 - u[3] * (w - width) # B x w
     rows, cols = (y >= 0) & (y < height) & (u[4] < 0.5), (x >= 0) & (x < width)
-    keep = (~(rows[:, :, None] & cols[:, None])).to(images.dtype)[:, None] # B x 1 x h x w; multiplying is several times quicker than filling
+    one, rows, cols = images.new_ones(()), rows.to(images.dtype)[:, :, None], cols.to(images.dtype)[:, None]
+    keep = torch.addcmul(one, rows, cols, value=-1)[:, None] # 0 in the rectangle, 1 elsewhere, B x 1 x h x w; multiplying is quicker than filling
     return images.mul_(keep) if inplace else images * keep
 
-# %% ../nbs/02b_batches.ipynb #9ac2dc41
+# %% ../nbs/02b_batches.ipynb #a948f510
 class Augment:
     "Turns a raw batch into training input: new tensors, the batch itself untouched."
     def __init__(self,
@@ -112,7 +114,7 @@ class Augment:
         images = normalise(random_crop(images, self.pad, generator))
         return batch | {"images": random_erase(images, generator=generator, inplace=True), "ids": ids}
 
-# %% ../nbs/02b_batches.ipynb #228ffbdd
+# %% ../nbs/02b_batches.ipynb #3aaec314
 class Pairs(Dataset):
     "Training pairs: captions, their images, and who they show."
     def __init__(self,
@@ -126,7 +128,7 @@ class Pairs(Dataset):
         i = torch.as_tensor(indices)
         return dict(images=self.images.__getitems__(self.split.owner[i].tolist()), ids=self.ids[i], labels=self.labels[i], index=i)
 
-# %% ../nbs/02b_batches.ipynb #a57425b0
+# %% ../nbs/02b_batches.ipynb #272abeac
 class RandomBatches:
     "Every pair once an epoch, in an order fixed by seed and epoch; an incomplete last batch is left out."
     def __init__(self,
@@ -143,7 +145,7 @@ class RandomBatches:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)[:len(self) * self.ranks * self.batch_size]
         yield from order.reshape(-1, self.ranks, self.batch_size)[self.start:, self.rank].tolist()
 
-# %% ../nbs/02b_batches.ipynb #7c9379ea
+# %% ../nbs/02b_batches.ipynb #07c749f9
 class IdentityBatches:
     "Batches of P identities with `num_instance` pairs each, so that every person meets itself."
     def __init__(self,
@@ -171,7 +173,7 @@ class IdentityBatches:
             batch = [int(i) for p in picked for i in rng.choice(self.members[p], k, replace=len(self.members[p]) < k)]
             if step >= self.start: yield batch[self.mine]
 
-# %% ../nbs/02b_batches.ipynb #f282a489
+# %% ../nbs/02b_batches.ipynb #ca0cee0c
 SAMPLERS = ("random", "identity")
 
 def _as_is(batch): return batch # a batch comes whole, there is nothing to collate
@@ -189,7 +191,8 @@ def train_loader(
     "Batches for training."
     if sampler not in SAMPLERS: raise UserError(f"sampler: {sampler!r} is unknown; choose {' or '.join(SAMPLERS)}.")
     batches = RandomBatches(len(pairs), batch_size, seed, rank, ranks) if sampler == "random" else IdentityBatches(pairs.labels, batch_size, num_instance, seed, rank, ranks)
-    return DataLoader(pairs, batch_sampler=batches, num_workers=num_workers, collate_fn=_as_is, pin_memory=torch.cuda.is_available())
+    return DataLoader(pairs, batch_sampler=batches, num_workers=num_workers, collate_fn=_as_is, pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0) # started once, not once an epoch
 
 def gallery_loader(
     images: Dataset, # an image source

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZE', 'BATCH', 'WORKERS', 'draw', 'Plain', 'plain', 'ours', 'memory', 'report', 'measure']
 
-# %% ../nbs/17b_data.ipynb #d4d1f4ce
+# %% ../nbs/17b_data.ipynb #2c2dd005
 """images a second from the disk to a batch, against the plain way"""
 import os, tempfile
 from random import Random
@@ -15,14 +15,15 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
-from .synth import Size, write_synth
+from .synth import Size, usable_cores, write_synth
 from .tokenizer import Tokenizer
 from .data import Split, read_splits
 from .batches import MEAN, STD, Augment, Files, Pairs, train_loader
 from .pack import image_source, write_pack
+from .loop import keep_memory
 from .bench import paired, ratio
 
-# %% ../nbs/17b_data.ipynb #149f91bd
+# %% ../nbs/17b_data.ipynb #016b03a5
 SIZE, BATCH, WORKERS = (384, 128), 64, 2 # height and width in pixels; images a batch; loading processes
 
 def draw(
@@ -38,7 +39,7 @@ def draw(
         image.save(path, quality=92)
     return split
 
-# %% ../nbs/17b_data.ipynb #ae622d23
+# %% ../nbs/17b_data.ipynb #00eb7e9c
 class Plain(Dataset):
     "One item at a time, as the published code does it."
     def __init__(self, split):
@@ -59,17 +60,16 @@ def plain(
     loader = DataLoader(Plain(split), BATCH, shuffle=True, num_workers=WORKERS, drop_last=True)
     return sum(len(batch["images"]) for batch in loader)
 
-# %% ../nbs/17b_data.ipynb #2d34f5a8
+# %% ../nbs/17b_data.ipynb #983e2dc6
 def ours(
-    pairs: Pairs, # of files or of a pack
+    loader: DataLoader, # over files or a pack; its processes live from epoch to epoch
     augment: Augment | None, # on the CPU; None: left to the device
-    workers: int, # loading processes
 ) -> int: # images
     "One epoch our way."
-    loader = train_loader(pairs, BATCH, num_workers=workers)
+    torch.set_num_threads(max(1, usable_cores() - loader.num_workers)) # threads and loading processes share the cores
     return sum(len((augment(batch) if augment else batch)["images"]) for batch in loader)
 
-# %% ../nbs/17b_data.ipynb #01a5a2f4
+# %% ../nbs/17b_data.ipynb #68fa9eba
 def memory(
     epoch, # a function that runs one
     epochs: int, # how many
@@ -81,7 +81,7 @@ def memory(
         out.append(round(process.memory_info().rss / 1e6, 1))
     return out
 
-# %% ../nbs/17b_data.ipynb #3d8e21ad
+# %% ../nbs/17b_data.ipynb #cfcf653f
 def report(
     images: int, # of an epoch
     seconds: dict, # of each round by way
@@ -95,18 +95,20 @@ def report(
     return "\n".join(lines), dict(jpeg_ratio=round(jpeg, 2), packed_ratio=round(packed, 2), packed_uint8_ratio=round(raw, 2),
         images_per_second={k: round(r) for k, r in rate.items()}, memory_mb=megabytes)
 
-# %% ../nbs/17b_data.ipynb #83ccfafc
+# %% ../nbs/17b_data.ipynb #3d49e584
 def measure(
     quick: bool = False, # smaller
 ) -> tuple[str, dict]: # table, figures
     "The benchmark `data`."
+    keep_memory() # as training does
     with tempfile.TemporaryDirectory() as folder:
-        split = draw(folder, 110 if quick else 500)
+        split = draw(folder, 110 if quick else 220)
         tokenizer = Tokenizer()
         ids, augment = tokenizer(split.captions), Augment(tokenizer)
         write_pack(folder, "CUHK-PEDES", SIZE, progress=False)
         files, pack = Pairs(split, ids, Files(split.paths, SIZE)), Pairs(split, ids, image_source(folder, "CUHK-PEDES", split.paths, SIZE))
+        decoding, packed, alone = (train_loader(p, BATCH, num_workers=w) for p, w in ((files, WORKERS), (pack, 0), (files, 0)))
         images = len(split.captions) // BATCH * BATCH
-        seconds = paired({"plain": lambda: plain(split), f"ours from files, {WORKERS} workers": lambda: ours(files, augment, WORKERS),
-            "ours from the pack, augmented": lambda: ours(pack, augment, 0), "ours from the pack, bytes": lambda: ours(pack, None, 0)}, 3 if quick else 5)
-        return report(images, seconds, memory(lambda: ours(files, augment, 0), 3 if quick else 8))
+        seconds = paired({"plain": lambda: plain(split), f"ours from files, {WORKERS} workers": lambda: ours(decoding, augment),
+            "ours from the pack, augmented": lambda: ours(packed, augment), "ours from the pack, bytes": lambda: ours(packed, None)}, 3 if quick else 9)
+        return report(images, seconds, memory(lambda: ours(alone, augment), 3 if quick else 8))

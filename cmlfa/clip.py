@@ -7,7 +7,7 @@ __all__ = ['ARCHS', 'Arch', 'check_arch', 'Attention', 'QuickGELU', 'Block', 'Te
            'PatchEmbed', 'ImageEncoder', 'read_weights', 'arch_of', 'load_image_weights', 'fit_context',
            'load_text_weights', 'download_weights']
 
-# %% ../nbs/04_clip.ipynb #bbd2cbd2
+# %% ../nbs/04_clip.ipynb #a954e22c
 import warnings, zipfile
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from safetensors.torch import load_file
 from .synth import UserError
 
-# %% ../nbs/04_clip.ipynb #98074a31
+# %% ../nbs/04_clip.ipynb #6f0f33a7
 @dataclass(frozen=True)
 class Arch:
     "All sizes of one pair of encoders."
@@ -46,7 +46,7 @@ ARCHS = {
     "tiny": Arch(image_size=(96, 48), patch=12, stride=12, width=128, layers=4, heads=4, dim=128,
                  text_width=128, text_layers=2, text_heads=4, quick_gelu=False)}
 
-# %% ../nbs/04_clip.ipynb #30afbbda
+# %% ../nbs/04_clip.ipynb #89987881
 def _check_heads(dim, heads): # attention shares the channels out evenly
     if heads < 1 or dim % heads: raise UserError(f"heads: {dim} channels cannot be shared out to {heads} heads; choose a divisor of {dim}.")
 def check_arch(
@@ -63,7 +63,7 @@ def check_arch(
     if arch.context < 3: raise UserError(f"text_length: {arch.context} leaves no room for a word between the start and end tokens; give 3 or more.")
     return arch
 
-# %% ../nbs/04_clip.ipynb #6b4d9aed
+# %% ../nbs/04_clip.ipynb #e317b813
 class Attention(nn.Module):
     "Multi-head attention of queries over keys, batch first, with OpenAI's parameter names."
     def __init__(self,
@@ -92,12 +92,12 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
-# %% ../nbs/04_clip.ipynb #a18c198e
+# %% ../nbs/04_clip.ipynb #de494250
 class QuickGELU(nn.Module):
     "OpenAI's cheap stand-in for the GELU: x * sigmoid(1.702 x)."
     def forward(self, x): return x * torch.sigmoid(1.702 * x)
 
-# %% ../nbs/04_clip.ipynb #cf85db0a
+# %% ../nbs/04_clip.ipynb #946d301b
 class Block(nn.Module):
     "A pre-norm transformer block: attention, then a small network on each token, each added to its input."
     def __init__(self,
@@ -121,7 +121,7 @@ class Block(nn.Module):
         x = x + self.attn(self.ln_1(x), mask=mask, causal=causal)
         return x + self.mlp.c_proj(self.mlp.gelu(self.mlp.c_fc(self.ln_2(x))))
 
-# %% ../nbs/04_clip.ipynb #ed59e5e1
+# %% ../nbs/04_clip.ipynb #a9b212d3
 class TextEncoder(nn.Module):
     "CLIP's causal text transformer; parameter names are OpenAI's."
     def __init__(self,
@@ -146,7 +146,7 @@ class TextEncoder(nn.Module):
         for block in self.transformer.resblocks: x = block(x, causal=True)
         return self.ln_final(x) @ self.text_projection
 
-# %% ../nbs/04_clip.ipynb #3bb57de4
+# %% ../nbs/04_clip.ipynb #5f1d436a
 def end_positions(
     ids: torch.Tensor, # token ids, B x L, padded behind the end token
     end: int = 49407, # id of the end token
@@ -154,7 +154,7 @@ def end_positions(
     "Position of each caption's end token, where the global text feature is read."
     return (ids == end).int().argmax(1)
 
-# %% ../nbs/04_clip.ipynb #85410e7a
+# %% ../nbs/04_clip.ipynb #4e1ee5c2
 def text_mask(
     ids: torch.Tensor, # token ids, B x L
     end: int = 49407, # id of the end token
@@ -162,7 +162,7 @@ def text_mask(
     "Which positions hold the caption. Position decides, not the id: the padding id 0 is also the token of '!'."
     return torch.arange(ids.shape[1], device=ids.device) <= end_positions(ids, end)[:, None]
 
-# %% ../nbs/04_clip.ipynb #d7eca7fc
+# %% ../nbs/04_clip.ipynb #fac46ef9
 def trim(
     ids: torch.Tensor, # token ids, B x L
     end: int = 49407, # id of the end token
@@ -170,7 +170,7 @@ def trim(
     "Cut the padding that no caption of this batch needs."
     return ids[:, :int(end_positions(ids, end).max()) + 1]
 
-# %% ../nbs/04_clip.ipynb #47f07574
+# %% ../nbs/04_clip.ipynb #4f360291
 class PatchEmbed(nn.Module):
     "Cut the image into patches, overlapping where the stride is smaller than the patch, and project each."
     def __init__(self, img_size, patch_size, in_chans, embed_dim, stride, bias=True, **_): # all but the stride is given by timm
@@ -181,7 +181,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x): return self.proj(x).flatten(2).transpose(1, 2) # B x width x h x w -> B x N x width
 
-# %% ../nbs/04_clip.ipynb #95a16ddd
+# %% ../nbs/04_clip.ipynb #b9fc8926
 class ImageEncoder(nn.Module):
     "CLIP's vision transformer (timm's), every token projected to the shared space."
     def __init__(self,
@@ -207,7 +207,7 @@ class ImageEncoder(nn.Module):
         if (h, w) != self.size: raise UserError(f"images of {h} x {w} pixels were given to an encoder made for {self.size[0]} x {self.size[1]}; resize them, or build the encoder with that img_size.")
         return self.vit.forward_features(images) @ self.proj
 
-# %% ../nbs/04_clip.ipynb #d6d543a8
+# %% ../nbs/04_clip.ipynb #03f0a1f5
 def read_weights(
     file: str | Path, # OpenAI's or open_clip's weights: .pt, .pth, .bin, a TorchScript archive, or .safetensors
 ) -> dict[str, torch.Tensor]: # parameter name -> tensor
@@ -227,7 +227,7 @@ def read_weights(
     if missing: raise UserError(f"{file}: holds no CLIP vision transformer ({missing[0]} is missing); give OpenAI's or open_clip's ViT weights.")
     return {k: v.float() for k, v in state.items() if isinstance(v, torch.Tensor)}
 
-# %% ../nbs/04_clip.ipynb #7b4901b7
+# %% ../nbs/04_clip.ipynb #1194d679
 def arch_of(
     state: dict[str, torch.Tensor], # a state dict with OpenAI's names
     quick_gelu: bool = True, # shapes do not tell the activation: OpenAI's models use QuickGELU, most of open_clip's the exact one
@@ -242,13 +242,13 @@ def arch_of(
                 text_width=text.shape[0], text_layers=blocks("transformer.resblocks."), text_heads=text.shape[0] // 64,
                 context=len(state["positional_embedding"]), vocab=len(state["token_embedding.weight"]), quick_gelu=quick_gelu)
 
-# %% ../nbs/04_clip.ipynb #bd3ac77f
+# %% ../nbs/04_clip.ipynb #58ec69d7
 def _fit_grid(positions, grid):
     "Interpolate the position rows of a square grid, (1 + n * n) x width, to another grid; those of another shape are left alone."
     side = round((len(positions) - 1) ** 0.5)
     return resample_abs_pos_embed(positions[None], grid, (side, side))[0] if side * side == len(positions) - 1 else positions
 
-# %% ../nbs/04_clip.ipynb #86650b1d
+# %% ../nbs/04_clip.ipynb #d7de5efb
 def _fill(module, state, names, what):
     "Load strictly; `names` maps each name in the file to ours."
     own = module.state_dict()
@@ -270,7 +270,7 @@ def load_image_weights(
     if place in visual: visual[place] = _fit_grid(visual[place], encoder.vit.patch_embed.grid_size)
     _fill(encoder, visual, names, "image encoder")
 
-# %% ../nbs/04_clip.ipynb #52b51b16
+# %% ../nbs/04_clip.ipynb #60f2b383
 def fit_context(
     positions: torch.Tensor, # text position embeddings, L x width
     context: int, # positions wanted
@@ -288,7 +288,7 @@ def load_text_weights(
     if place in text: text[place] = fit_context(text[place], len(encoder.positional_embedding))
     _fill(encoder, text, names, "text encoder")
 
-# %% ../nbs/04_clip.ipynb #f1ddd74f
+# %% ../nbs/04_clip.ipynb #8f433fb0
 def download_weights(
     name: str = "ViT-B/16", # one of OpenAI's models
 ) -> Path: # the file, in open_clip's cache

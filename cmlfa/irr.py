@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['CrossModalEncoder', 'mlm_head', 'IRR']
 
-# %% ../nbs/08_irr.ipynb #027214f3
+# %% ../nbs/08_irr.ipynb #391459cc
 from collections import OrderedDict
 import torch
 from torch import nn
 from .clip import Attention, Block, QuickGELU
 
-# %% ../nbs/08_irr.ipynb #684f10d2
+# %% ../nbs/08_irr.ipynb #fda3ff96
 class CrossModalEncoder(nn.Module):
     "The masked caption asks the image: one cross-attention, then a few transformer blocks over the words."
     def __init__(self,
@@ -36,7 +36,7 @@ class CrossModalEncoder(nn.Module):
         for block in self.blocks: x = block(x, mask=mask[:, None, None]) # a key's mask: B x 1 x 1 x L
         return self.ln_post(x)
 
-# %% ../nbs/08_irr.ipynb #3042c7f5
+# %% ../nbs/08_irr.ipynb #a18dcc3c
 def mlm_head(
     dim: int, # D
     vocab: int, # entries of the vocabulary
@@ -46,7 +46,7 @@ def mlm_head(
     for p in (head.dense, head.fc): nn.init.normal_(p.weight, std=dim ** -0.5)
     return head
 
-# %% ../nbs/08_irr.ipynb #afe016d2
+# %% ../nbs/08_irr.ipynb #30e0e24a
 class IRR(nn.Module):
     "Implicit relation reasoning: the cross-modal encoder and its vocabulary head."
     def __init__(self,

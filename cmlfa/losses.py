@@ -6,12 +6,12 @@
 __all__ = ['LOSSES', 'cosines', 'same_identity', 'itc_loss', 'sdm_loss', 'cmpm_loss', 'id_loss', 'mlm_loss', 'loss_names',
            'total']
 
-# %% ../nbs/07_losses.ipynb #1d4ec4df
+# %% ../nbs/07_losses.ipynb #050ab58e
 import torch
 import torch.nn.functional as F
 from .synth import UserError
 
-# %% ../nbs/07_losses.ipynb #4bc35bc6
+# %% ../nbs/07_losses.ipynb #762910a6
 def cosines(
     image: torch.Tensor, # fused image features, B x D (any length)
     text: torch.Tensor, # fused text features, B x D (any length)
@@ -20,20 +20,20 @@ def cosines(
     with torch.autocast(image.device.type, enabled=False): # a temperature of 0.02 would magnify half precision's rounding fifty times
         return F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
 
-# %% ../nbs/07_losses.ipynb #7dde2e12
+# %% ../nbs/07_losses.ipynb #d65a8794
 def same_identity(
     labels: torch.Tensor, # identity of each pair, B
 ) -> torch.Tensor: # 1 where two pairs show one person, else 0, B x B
     "Which pairs of the batch match."
     return (labels[:, None] == labels[None]).float()
 
-# %% ../nbs/07_losses.ipynb #b9c429ec
+# %% ../nbs/07_losses.ipynb #e635b4ac
 def _logits(image, text, temperature):
     "Cosines over temperature, B x B."
     if not temperature > 0: raise UserError(f"temperature: {temperature} is not above 0; give a positive number, such as the published 0.02.")
     return cosines(image, text) / temperature
 
-# %% ../nbs/07_losses.ipynb #e1c32706
+# %% ../nbs/07_losses.ipynb #c67e0771
 def itc_loss(
     image: torch.Tensor, # fused image features, B x D (any length; normalised here)
     text: torch.Tensor, # fused text features, B x D (any length; normalised here)
@@ -46,12 +46,12 @@ def itc_loss(
     target = target / target.sum(1, keepdim=True) # symmetric before and after: every row of one identity is alike
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
-# %% ../nbs/07_losses.ipynb #e8b0601c
+# %% ../nbs/07_losses.ipynb #71280ddb
 def _kl(logits, target, eps):
     "KL(softmax(logits) || target), mean over rows."
     return (logits.softmax(1) * (logits.log_softmax(1) - (target + eps).log())).sum(1).mean()
 
-# %% ../nbs/07_losses.ipynb #e0d022ef
+# %% ../nbs/07_losses.ipynb #e50b209d
 def sdm_loss(
     image: torch.Tensor, # fused image features, B x D (any length; normalised here)
     text: torch.Tensor, # fused text features, B x D (any length; normalised here)
@@ -64,7 +64,7 @@ def sdm_loss(
     target = same / same.sum(1, keepdim=True)
     return _kl(logits, target, eps) + _kl(logits.T, target, eps)
 
-# %% ../nbs/07_losses.ipynb #ca2b118e
+# %% ../nbs/07_losses.ipynb #e4e18f12
 def cmpm_loss(
     image: torch.Tensor, # fused image features, B x D (their length is the sharpness)
     text: torch.Tensor, # fused text features, B x D (their length is the sharpness)
@@ -79,7 +79,7 @@ def cmpm_loss(
         on_text, on_image = image @ F.normalize(text, dim=-1).T, text @ F.normalize(image, dim=-1).T # B x B
     return _kl(on_text, target, eps) + _kl(on_image, target, eps)
 
-# %% ../nbs/07_losses.ipynb #3d62b83b
+# %% ../nbs/07_losses.ipynb #d60442e0
 def id_loss(
     image_logits: torch.Tensor, # classifier on image features, B x identities
     text_logits: torch.Tensor, # the same classifier on text features, B x identities
@@ -88,7 +88,7 @@ def id_loss(
     "Name the person: cross-entropy over the training identities, averaged over image and text."
     return (F.cross_entropy(image_logits.float(), labels) + F.cross_entropy(text_logits.float(), labels)) / 2
 
-# %% ../nbs/07_losses.ipynb #cefaa573
+# %% ../nbs/07_losses.ipynb #f8490544
 def mlm_loss(
     logits: torch.Tensor, # vocabulary scores at the chosen positions only, n x vocab
     target: torch.Tensor, # the words that stood there, n
@@ -96,7 +96,7 @@ def mlm_loss(
     "Masked language modelling: cross-entropy of the words that were hidden."
     return F.cross_entropy(logits.float(), target)
 
-# %% ../nbs/07_losses.ipynb #e198a0a7
+# %% ../nbs/07_losses.ipynb #0e2036bf
 LOSSES = ("itc", "sdm", "cmpm", "id", "mlm")
 
 def loss_names(
@@ -110,7 +110,7 @@ def loss_names(
     if set(given) <= {"mlm"}: raise UserError("loss_names: mlm alone never compares an image with a caption as a whole; add itc, sdm, cmpm or id.")
     return tuple(n for n in LOSSES if n in given)
 
-# %% ../nbs/07_losses.ipynb #a7d3c472
+# %% ../nbs/07_losses.ipynb #76c5f938
 def total(
     losses: dict[str, torch.Tensor], # scalar losses by name
     weights: dict[str, float], # factor of each by name; 1 where absent

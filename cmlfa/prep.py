@@ -6,11 +6,12 @@
 __all__ = ['KINDS', 'IMAGE_FAULTS', 'PUBLISHED', 'Report', 'examine', 'examine_all', 'check_people', 'check_captions',
            'check_images', 'count', 'check', 'found_in', 'table', 'page', 'main', 'require_sound']
 
-# %% ../nbs/03_prep.ipynb #c0001836
+# %% ../nbs/03_prep.ipynb #5f456731
 import argparse, hashlib, html, io, json, os, sys
 from base64 import b64encode
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from PIL import Image, ImageOps
@@ -19,8 +20,9 @@ from .synth import LAYOUTS, SPLITS, UserError, command, ignore_interrupts, usabl
 from .tokenizer import Tokenizer
 from .data import MAX_PIXELS, entry_fault, locate, read_entries
 
-# %% ../nbs/03_prep.ipynb #5a2807de
+# %% ../nbs/03_prep.ipynb #1170295e
 KINDS = { # kind of fault: broken?, heading
+    "structure": (True, "data sets that cannot be read at all"),
     "entry": (True, "entries of the annotation file that cannot be used"),
     "missing": (True, "images that are missing"),
     "unreadable": (True, "images that cannot be read"),
@@ -38,7 +40,7 @@ KINDS = { # kind of fault: broken?, heading
     "counts": (False, "counts that differ from the published ones")}
 IMAGE_FAULTS = ("missing", "unreadable", "truncated", "absurd", "leak") # can be left out with --allow_missing
 
-# %% ../nbs/03_prep.ipynb #8a10bcdc
+# %% ../nbs/03_prep.ipynb #91d02748
 @dataclass
 class Report:
     "What the doctor found in one data set."
@@ -52,14 +54,14 @@ class Report:
     @property
     def broken(self) -> bool: return any(KINDS[kind][0] for kind in self.found)
 
-# %% ../nbs/03_prep.ipynb #ed7db45e
+# %% ../nbs/03_prep.ipynb #cc2ed78d
 def examine(
     path: str, # an image file
 ) -> tuple: # (fingerprint or None, kind of fault or None, what to say)
     "Read, fingerprint and decode one image."
     try: data = Path(path).read_bytes()
     except FileNotFoundError: return None, "missing", "is missing"
-    except OSError as e: return None, "unreadable", f"cannot be read ({e.strerror or e})"
+    except (OSError, ValueError) as e: return None, "unreadable", f"cannot be read ({getattr(e, 'strerror', None) or 'no file can have this name'})"
     mark = hashlib.blake2b(data, digest_size=16).hexdigest()
     try:
         with Image.open(io.BytesIO(data)) as im:
@@ -71,7 +73,7 @@ def examine(
         return mark, "truncated" if cut else "unreadable", f"cannot be read ({'it breaks off in the middle' if cut else 'it is empty' if not data else type(e).__name__})"
     return mark, None, ""
 
-# %% ../nbs/03_prep.ipynb #6e92bf44
+# %% ../nbs/03_prep.ipynb #e960304b
 def examine_all(
     paths: list[str], # image files
     workers: int = None, # processes; as many as cores if None
@@ -82,9 +84,10 @@ def examine_all(
     if len(paths) < 500: return bar(map(examine, paths)) # starting processes would take longer
     with ProcessPoolExecutor(min(workers or usable_cores(), 61), initializer=ignore_interrupts) as pool:
         try: return bar(pool.map(examine, paths, chunksize=64))
+        except BrokenProcessPool: raise UserError("a process that was reading images got killed, perhaps for want of memory; try again with fewer --workers.") from None
         finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/03_prep.ipynb #592351cf
+# %% ../nbs/03_prep.ipynb #45970faf
 def check_people(
     report: Report, # gets what is found
     entries: list[dict], # those that passed
@@ -101,7 +104,7 @@ def check_people(
     for text, who in owners.items():
         if len(who) > 1: report.add("shared caption", f"{len(who)} identities ({', '.join(map(str, sorted(who)[:4]))}{' ...' if len(who) > 4 else ''}): {text[:100]}")
 
-# %% ../nbs/03_prep.ipynb #0ef9ec0d
+# %% ../nbs/03_prep.ipynb #aab70e24
 def check_captions(
     report: Report, # gets what is found
     entries: list[dict], # those that passed
@@ -113,7 +116,7 @@ def check_captions(
         for c in e["captions"]:
             if len(c) > context and (n := len(tokenizer.encode(c)) + 2) > context: report.add("long caption", f"{n} tokens: {c[:100]}") # a token has a letter at least
 
-# %% ../nbs/03_prep.ipynb #4c91aa67
+# %% ../nbs/03_prep.ipynb #8756ce44
 def check_images(
     report: Report, # gets what is found
     entries: list[dict], # those that passed
@@ -135,10 +138,11 @@ def check_images(
         names = " and ".join(f"{p} ({e['split']}, identity {e['id']})" for e, p in group[:3])
         if len(splits) > 1:
             report.add("leak", f"{names} are the same image", group[0][1])
-            report.leave_out += [p for e, p in group if e["split"] == "train"] if "train" in splits else [p for e, p in group if e["split"] == "val"]
+            keep = "test" if "test" in splits else "val"
+            report.leave_out += [p for e, p in group if e["split"] != keep]
         elif len(who) > 1: report.add("shared image", f"{names} are the same image", group[0][1])
 
-# %% ../nbs/03_prep.ipynb #ac8e63e1
+# %% ../nbs/03_prep.ipynb #30939b8a
 PUBLISHED = { # identities, images, captions; identities by split
     "CUHK-PEDES": (13_003, 40_206, 80_412, (11_003, 1_000, 1_000)), "ICFG-PEDES": (4_102, 54_522, 54_522, (3_102, 0, 1_000)),
     "RSTPReid": (4_101, 20_505, 41_010, (3_701, 200, 200))}
@@ -157,7 +161,7 @@ def count(
     close = total[:2] == [ids, images] and abs(total[2] - captions) < 100 and tuple(c["identities"] for c in report.counts.values()) == splits
     if not close: report.add("counts", f"{total[0]:,} identities, {total[1]:,} images, {total[2]:,} captions; the published data set has {ids:,}, {images:,}, {captions:,}" + " (this one is drawn: SynthPEDES)" * drawn)
 
-# %% ../nbs/03_prep.ipynb #6da6a224
+# %% ../nbs/03_prep.ipynb #3805ae07
 def check(
     root: str | Path, # folder that holds the data sets
     name: str, # a key of `LAYOUTS`
@@ -184,7 +188,7 @@ def check(
     report.found = {k: report.found[k] for k in KINDS if k in report.found}
     return report
 
-# %% ../nbs/03_prep.ipynb #ccd78914
+# %% ../nbs/03_prep.ipynb #d0971222
 def found_in(
     root: str | Path, # folder that holds the data sets
 ) -> list[str]: # names of those that are there
@@ -195,7 +199,7 @@ def found_in(
     if root.name in LAYOUTS: raise UserError(f"{root}: is a data set itself; give the folder that holds it: {root.parent}")
     raise UserError(f"{root}: holds none of the folders {', '.join(LAYOUTS)}; give the folder that holds a data set, or draw one with: cmlfa_synth {root}")
 
-# %% ../nbs/03_prep.ipynb #cea07213
+# %% ../nbs/03_prep.ipynb #15d6a934
 def table(
     report: Report, # of one data set
     examples: int = 3, # of each kind
@@ -212,7 +216,7 @@ def table(
 def _plain(text): # without what would write elsewhere on a terminal
     return "".join(c if c.isprintable() else "?" for c in text)
 
-# %% ../nbs/03_prep.ipynb #767af6b2
+# %% ../nbs/03_prep.ipynb #04907e2a
 def _thumbnail(path): # as an img element, or nothing if it cannot be shown
     try:
         with Image.open(path) as im:
@@ -241,7 +245,19 @@ def page(
             out += [f"<figure>{_thumbnail(image) if image else ''}<figcaption>{html.escape(text)}</figcaption></figure>" for text, image in items[:examples]] + ["</div>"]
     return "\n".join(out)
 
-# %% ../nbs/03_prep.ipynb #7f169619
+# %% ../nbs/03_prep.ipynb #6d735fd0
+def _checked(root, name, workers, context): # a report, also of a folder that is no data set
+    folder = Path(root).expanduser() / name
+    try: read_entries(locate(root, name)[0])
+    except UserError as e:
+        if name not in LAYOUTS or not folder.is_dir(): raise # the request is wrong, and not the data
+        (report := Report(name, str(folder))).add("structure", str(e).rstrip("."))
+        return report
+    report = check(root, name, workers, True, context)
+    _remember(report, root)
+    return report
+
+# %% ../nbs/03_prep.ipynb #55d9bc69
 @command
 def main(argv=None):
     "The command `cmlfa_check`."
@@ -255,8 +271,7 @@ def main(argv=None):
     a, reports = p.parse_args(argv), []
     if a.workers is not None and a.workers < 1: raise UserError("workers: must be 1 or more.")
     for name in [a.dataset_name] if a.dataset_name else found_in(a.root):
-        reports.append(check(a.root, name, a.workers, True, a.text_length))
-        _remember(reports[-1], a.root)
+        reports.append(_checked(a.root, name, a.workers, a.text_length))
         print(table(reports[-1]))
     for file, text in ((a.json, json.dumps([asdict(r) | {"broken": r.broken} for r in reports], indent=1)), (a.html, page(reports) if a.html else "")):
         try:
@@ -264,13 +279,16 @@ def main(argv=None):
         except OSError as e: raise UserError(f"{file}: cannot be written ({e.strerror or e}); choose another place.") from e
     if any(r.broken for r in reports): sys.exit(1)
 
-# %% ../nbs/03_prep.ipynb #4cca189a
+# %% ../nbs/03_prep.ipynb #e83b823b
 def _state(root, name): # what a verdict depends on
     file, images = locate(root, name)
     entries = [e for e in read_entries(file) if not entry_fault(e, LAYOUTS[name].key)]
-    size = lambda p: p.stat().st_size if p.is_file() else -1
-    sizes = json.dumps([size(images / e[LAYOUTS[name].key]) for e in entries])
+    sizes = json.dumps([_size(images / e[LAYOUTS[name].key]) for e in entries])
     return file.with_name(".check.json"), dict(version=1, annotations=hashlib.sha256(file.read_bytes()).hexdigest(), images=hashlib.sha256(sizes.encode()).hexdigest())
+
+def _size(path): # of a file, in bytes
+    try: return path.stat().st_size
+    except (OSError, ValueError): return -1 # it is not there, or no file can have this name
 
 def _remember(report, root): # a good verdict, if it can be written
     memory, state = _state(root, report.name)
@@ -284,7 +302,7 @@ def _remembered(root, name): # is there a good verdict that holds?
     try: return json.loads(memory.read_text()) == state
     except (OSError, ValueError): return False
 
-# %% ../nbs/03_prep.ipynb #794ad15c
+# %% ../nbs/03_prep.ipynb #ebb1a87a
 def require_sound(
     root: str | Path, # folder that holds the data sets
     name: str, # a key of `LAYOUTS`

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['fuse']
 
-# %% ../nbs/06_sff.ipynb #ba68ce08
+# %% ../nbs/06_sff.ipynb #f48b79a8
 import torch
 
-# %% ../nbs/06_sff.ipynb #b8599e42
+# %% ../nbs/06_sff.ipynb #86ae2754
 def fuse(
     global_feature: torch.Tensor, # v or t, B x D
     latent: torch.Tensor, # Z, latent features of the K prototypes, B x K x D

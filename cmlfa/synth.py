@@ -6,7 +6,7 @@
 __all__ = ['SIZES', 'LAYOUTS', 'SPLITS', 'VERSION', 'UserError', 'command', 'Size', 'Layout', 'fit_size', 'shares', 'population',
            'near_duplicates', 'draw_identity', 'ceiling', 'usable_cores', 'ignore_interrupts', 'write_synth', 'main']
 
-# %% ../nbs/00_synth.ipynb #d9544a8b
+# %% ../nbs/00_synth.ipynb #e14fd2ff
 import argparse, functools, hashlib, itertools, json, os, re, shutil, signal, sys, time
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
@@ -22,11 +22,11 @@ from .draw import SKIN
 from .scene import render
 from .style import DOMAINS, describe, shoot
 
-# %% ../nbs/00_synth.ipynb #b8acaa2c
+# %% ../nbs/00_synth.ipynb #f67285fe
 class UserError(ValueError):
     "An error that a user can mend: one sentence that names the thing and the remedy."
 
-# %% ../nbs/00_synth.ipynb #aa721386
+# %% ../nbs/00_synth.ipynb #051db2c0
 def command(
     fn, # the body of a console command
 ): # the same, with errors for people
@@ -42,7 +42,7 @@ def command(
         sys.exit(status)
     return run
 
-# %% ../nbs/00_synth.ipynb #1e74bcd6
+# %% ../nbs/00_synth.ipynb #3568e00a
 @dataclass(frozen=True)
 class Size:
     "How many people, how many images of each, and how large."
@@ -57,7 +57,7 @@ class Size:
 SIZES = {"small": Size(24, 12, 12, 4, 96, 48), "demo": Size(1200, 100, 200, 4, 96, 48),
     "full": Size(11003, 1000, 1000, (34054, 3078, 3074), 384, 128, (18, 2, 8))}
 
-# %% ../nbs/00_synth.ipynb #193c69db
+# %% ../nbs/00_synth.ipynb #efebaf54
 @dataclass(frozen=True)
 class Layout:
     "How a public data set writes its annotations."
@@ -70,7 +70,7 @@ LAYOUTS = {"CUHK-PEDES": Layout(("reid_raw.json",), "file_path", 1), "ICFG-PEDES
 SPLITS = ("train", "val", "test")
 VERSION = 2 # of the generator; raised when a seed begins to mean other bytes
 
-# %% ../nbs/00_synth.ipynb #717331b7
+# %% ../nbs/00_synth.ipynb #ac37d6cd
 _FULL = {"ICFG-PEDES": Size(3102, 0, 1000, (34674, 0, 19848), 384, 128), "RSTPReid": Size(3701, 200, 200, 5, 384, 128)}
 
 def fit_size(
@@ -91,7 +91,7 @@ def shares(
     if isinstance(total, int): return [total] * n
     return [(k + 1) * total[split] // n - k * total[split] // n for k in range(n)]
 
-# %% ../nbs/00_synth.ipynb #9a04e6d3
+# %% ../nbs/00_synth.ipynb #03a9ba38
 def _request(size, layout, seed, workers): # the size, and the header that identifies the data set
     if not isinstance(size, Size) and size not in SIZES: raise UserError(f"there is no size '{size}'; choose one of {', '.join(SIZES)}.")
     if layout not in LAYOUTS: raise UserError(f"there is no layout '{layout}'; choose one of {', '.join(LAYOUTS)}.")
@@ -100,9 +100,10 @@ def _request(size, layout, seed, workers): # the size, and the header that ident
     for name, low in dict(train=1, val=0, test=1, height=24, width=12).items():
         if getattr(s, name) < low: raise UserError(f"the size asks for {name} = {getattr(s, name)}; it needs at least {low}.")
     if min(n for k in range(3) for n in shares(s, k) or [1]) < 1: raise UserError(f"the size asks for images = {s.images}; everybody needs at least 1.")
-    return s, {"name": "SynthPEDES", "size": asdict(s) if isinstance(size, Size) else size, "layout": layout, "seed": seed, "version": VERSION}
+    header = {"name": "SynthPEDES", "size": asdict(s) if isinstance(size, Size) else size, "layout": layout, "seed": seed, "version": VERSION}
+    return s, json.loads(json.dumps(header)) # as it will be read again
 
-# %% ../nbs/00_synth.ipynb #0f308ed3
+# %% ../nbs/00_synth.ipynb #6e17bffa
 def population(
     size: Size, # identities in each split
     seed: int = 0, # fixes everything
@@ -120,7 +121,7 @@ def population(
         out += [(split, i) for i in sorted(own, key=lambda _: rng.random())]
     return out
 
-# %% ../nbs/00_synth.ipynb #a23ebc8f
+# %% ../nbs/00_synth.ipynb #8e574545
 def near_duplicates(
     identities: list, # of one split
 ) -> float: # from 0 to 1
@@ -129,7 +130,7 @@ def near_duplicates(
     count = Counter(h for i in identities for h in holes(i))
     return sum(any(count[h] > 1 for h in holes(i)) for i in identities) / max(1, len(identities))
 
-# %% ../nbs/00_synth.ipynb #24434f92
+# %% ../nbs/00_synth.ipynb #9a25773b
 def draw_identity(
     job: tuple, # (folder or None, layout, size, seed, number, split, identity, images, images with one more caption)
 ) -> list: # one record an image
@@ -162,7 +163,7 @@ def _jobs(folder, layout, size, seed): # one for each identity
         extra = min(1, more[split]); more[split] -= extra
         yield folder, layout, size, seed, n, split, identity, images, extra
 
-# %% ../nbs/00_synth.ipynb #a8d6bd0e
+# %% ../nbs/00_synth.ipynb #8c2139a2
 def ceiling(
     records: list, # of `draw_identity`, or the images of attributes.json
     split: str = "test", # where to search
@@ -179,7 +180,7 @@ def ceiling(
     owner = (own[r["id"]] for r in gallery for _ in r["named"])
     return 100 * sum((h & o).bit_count() / h.bit_count() for h, o in zip(hits, owner)) / max(1, len(hits))
 
-# %% ../nbs/00_synth.ipynb #09c99c37
+# %% ../nbs/00_synth.ipynb #c2118cb7
 def _save(folder, records, jobs, header): # the two JSON files
     layout, dump = LAYOUTS[header["layout"]], functools.partial(json.dumps, separators=(",", ":"))
     raw = [{"split": r["split"], "captions": r["captions"], layout.key: r["path"],
@@ -189,7 +190,7 @@ def _save(folder, records, jobs, header): # the two JSON files
     images = [{k: v for k, v in r.items() if k != "captions"} for r in records]
     (folder / "attributes.json").write_text(dump({"header": header, "identities": identities, "images": images}), encoding="utf-8")
 
-# %% ../nbs/00_synth.ipynb #47611711
+# %% ../nbs/00_synth.ipynb #2bd9b41e
 def usable_cores(): # how many this process may use
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -203,7 +204,7 @@ def _draw_all(jobs, workers, progress): # all records, in order
         except BrokenProcessPool: raise UserError("a process that was drawing got killed, perhaps for want of memory; the same command goes on where it stopped, with fewer --workers perhaps.") from None
         finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/00_synth.ipynb #050f48da
+# %% ../nbs/00_synth.ipynb #43296552
 def _found(target, header): # True if it is the one that was asked for, False if there is none
     if not target.exists(): return False
     try: old = dict(json.loads((target / "attributes.json").read_text(encoding="utf-8"))["header"])
@@ -212,7 +213,7 @@ def _found(target, header): # True if it is the one that was asked for, False if
     say = lambda h: f"size {h.get('size')}, seed {h.get('seed')}, generator {h.get('version')}"
     raise UserError(f"{target} holds {say(old)}, but {say(header)} was asked for; remove it or choose another OUT.")
 
-# %% ../nbs/00_synth.ipynb #c63209e6
+# %% ../nbs/00_synth.ipynb #500fb9e9
 def write_synth(
     out, # folder that will hold the data set's folder
     size: str = "demo", # one of SIZES, or a Size
@@ -231,12 +232,15 @@ def write_synth(
         for camera in DOMAINS[layout].cameras: (part / "imgs" / camera).mkdir(parents=True, exist_ok=True)
         jobs = list(_jobs(part / "imgs", layout, size, seed))
         _save(part, _draw_all(jobs, workers or usable_cores(), progress), jobs, header)
+        for stray in [f for f in part.rglob("*/*/*") if f.suffix != ".jpg"]: stray.unlink() # of a process that was killed while it wrote
         part.rename(target)
-    except OSError as e: raise UserError(f"cannot write to {out} ({e.strerror or e}); make room or choose another OUT. What was drawn is kept, and the same command goes on.") from None
+    except OSError as e:
+        if _found(target, header): return target # another process was drawing the same, and was quicker
+        raise UserError(f"cannot write to {out} ({e.strerror or e}); make room or choose another OUT. What was drawn is kept, and the same command goes on.") from None
     except KeyboardInterrupt: raise KeyboardInterrupt("stopped by Ctrl-C; what was drawn is kept, and the same command goes on.") from None
     return target
 
-# %% ../nbs/00_synth.ipynb #4725807d
+# %% ../nbs/00_synth.ipynb #958bd2dd
 @command
 def main(
     args: list = None, # of the command line; sys.argv if None

@@ -6,7 +6,7 @@
 __all__ = ['PAD', 'MASK', 'START', 'END', 'VOCAB_SIZE', 'SPECIALS', 'byte_signs', 'read_merges', 'vocabulary', 'merge_pair',
            'merge_ranks', 'merge_steps', 'bpe', 'split_words', 'clean', 'Tokenizer', 'show_tokens', 'mask_tokens']
 
-# %% ../nbs/01_tokenizer.ipynb #5113cb0e
+# %% ../nbs/01_tokenizer.ipynb #569cd574
 import gzip
 import html
 from functools import cache
@@ -21,7 +21,7 @@ from fastcore.basics import patch
 
 from .synth import UserError
 
-# %% ../nbs/01_tokenizer.ipynb #bf01dc6f
+# %% ../nbs/01_tokenizer.ipynb #f726b68d
 @cache
 def byte_signs() -> dict: # byte (0 to 255) -> its sign; visible bytes first, which is the order of the vocabulary
     "A printable sign for every byte."
@@ -29,7 +29,7 @@ def byte_signs() -> dict: # byte (0 to 255) -> its sign; visible bytes first, wh
     hidden = [b for b in range(256) if b not in visible]
     return {b: chr(b) for b in visible} | {b: chr(256 + n) for n, b in enumerate(hidden)}
 
-# %% ../nbs/01_tokenizer.ipynb #55a3771e
+# %% ../nbs/01_tokenizer.ipynb #cd336e1c
 @cache
 def read_merges() -> list: # pairs (left, right) of pieces, most frequent first
     "The 48,894 merges of CLIP's vocabulary, from the file that open_clip_torch ships."
@@ -39,7 +39,7 @@ def read_merges() -> list: # pairs (left, right) of pieces, most frequent first
     lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
     return [tuple(line.split()) for line in lines[1:48895]]  # line 0 names the version
 
-# %% ../nbs/01_tokenizer.ipynb #dcdd3b59
+# %% ../nbs/01_tokenizer.ipynb #3b620ae8
 PAD, MASK, START, END, VOCAB_SIZE = 0, 49405, 49406, 49407, 49408  # ids, and their number
 SPECIALS = ("<|mask|>", "<|startoftext|>", "<|endoftext|>")
 
@@ -50,7 +50,7 @@ def vocabulary() -> dict: # piece -> id, in the order of the ids
     pieces = signs + [s + "</w>" for s in signs] + [a + b for a, b in read_merges()[:-1]] + list(SPECIALS)
     return {piece: i for i, piece in enumerate(pieces)}
 
-# %% ../nbs/01_tokenizer.ipynb #a8919c0b
+# %% ../nbs/01_tokenizer.ipynb #cf2098fb
 def merge_pair(
     pieces: list, # the word so far
     pair: tuple, # (left, right) to be joined
@@ -63,13 +63,13 @@ def merge_pair(
         i += 1 + joined
     return out
 
-# %% ../nbs/01_tokenizer.ipynb #9a8ef7cb
+# %% ../nbs/01_tokenizer.ipynb #f026d27a
 @cache
 def merge_ranks() -> dict: # pair -> rank; the lowest is merged first
     "The rank of every merge whose result is in the vocabulary (all but the last)."
     return {pair: rank for rank, pair in enumerate(read_merges()[:-1])}
 
-# %% ../nbs/01_tokenizer.ipynb #5b0fccf7
+# %% ../nbs/01_tokenizer.ipynb #d6428f58
 def merge_steps(
     word: str, # one word of text
 ): # generator of lists of pieces: single bytes first, then the word after each merge
@@ -81,7 +81,7 @@ def merge_steps(
         pair = min(zip(pieces, pieces[1:]), key=lambda p: ranks.get(p, len(ranks)), default=None)
         pieces = merge_pair(pieces, pair) if pair in ranks else None
 
-# %% ../nbs/01_tokenizer.ipynb #94ac2597
+# %% ../nbs/01_tokenizer.ipynb #358ec12c
 def bpe(
     word: str, # one word of text
 ) -> list: # its pieces
@@ -89,7 +89,7 @@ def bpe(
     for pieces in merge_steps(word): pass
     return pieces
 
-# %% ../nbs/01_tokenizer.ipynb #cc4c1a9e
+# %% ../nbs/01_tokenizer.ipynb #1e51562e
 _WORD = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 def split_words(
@@ -98,7 +98,7 @@ def split_words(
     "Cut a text into runs of letters, single digits, runs of other signs, and English endings."
     return regex.findall(_WORD, text, regex.IGNORECASE)
 
-# %% ../nbs/01_tokenizer.ipynb #fb447a10
+# %% ../nbs/01_tokenizer.ipynb #c9789630
 def clean(
     text: str, # as somebody typed it
 ) -> str: # repaired, unescaped, lower case, single spaces
@@ -107,7 +107,7 @@ def clean(
     if not plain: text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
 
-# %% ../nbs/01_tokenizer.ipynb #1bfb0ee7
+# %% ../nbs/01_tokenizer.ipynb #ba8fd95e
 class _WordIds(dict):
     "Chunk of text -> its ids, worked out at the first use."
     def __missing__(self, chunk):
@@ -115,7 +115,7 @@ class _WordIds(dict):
         if len(self) < 65536 and len(chunk) <= 64: self[chunk] = ids
         return ids
 
-# %% ../nbs/01_tokenizer.ipynb #0f8103b3
+# %% ../nbs/01_tokenizer.ipynb #53efb4dd
 class Tokenizer:
     "CLIP's byte-pair tokenizer with a mask token."
     vocab_size, start, end, mask, pad = VOCAB_SIZE, START, END, MASK, PAD
@@ -136,7 +136,7 @@ class Tokenizer:
 
     def __reduce__(self): return Tokenizer, (self.context_length,)
 
-# %% ../nbs/01_tokenizer.ipynb #803b3c87
+# %% ../nbs/01_tokenizer.ipynb #5646ecbe
 @patch
 def _fit(self: Tokenizer, text, truncate):
     "The ids of one caption between start and end, at most `context_length`."
@@ -148,7 +148,7 @@ def _fit(self: Tokenizer, text, truncate):
                         "shorten it, or pass truncate=True to cut it.")
     return [START, *ids[:room - 2], END]
 
-# %% ../nbs/01_tokenizer.ipynb #04e1e6e1
+# %% ../nbs/01_tokenizer.ipynb #04f63b89
 @patch
 def __call__(self: Tokenizer,
     texts: str | list, # one caption, or a list of B captions
@@ -162,7 +162,7 @@ def __call__(self: Tokenizer,
         row[:len(ids)] = ids
     return torch.from_numpy(rows)
 
-# %% ../nbs/01_tokenizer.ipynb #9a12ed3a
+# %% ../nbs/01_tokenizer.ipynb #e058f058
 @patch
 def pieces(self: Tokenizer,
     ids: list | torch.Tensor, # one row of ids, or a list as `encode` gives it
@@ -172,7 +172,7 @@ def pieces(self: Tokenizer,
     while ids and ids[-1] == PAD: ids.pop()
     return [names[i] for i in ids]
 
-# %% ../nbs/01_tokenizer.ipynb #36a41731
+# %% ../nbs/01_tokenizer.ipynb #03f7135c
 @patch
 def decode(self: Tokenizer,
     ids: list | torch.Tensor, # one row of ids, or a list as `encode` gives it
@@ -185,7 +185,7 @@ def decode(self: Tokenizer,
         raw += bytes(byte_of[sign] for sign in piece.removesuffix("</w>")) + b" " * piece.endswith("</w>")
     return raw.decode("utf-8", errors="replace").strip()
 
-# %% ../nbs/01_tokenizer.ipynb #8f93939c
+# %% ../nbs/01_tokenizer.ipynb #594e5336
 def show_tokens(
     pieces: list, # names of tokens, as `Tokenizer.pieces` gives them
     ax=None, # axes to draw on, new ones if None
@@ -207,7 +207,7 @@ def show_tokens(
     ax.set(xlim=(-.5, width + 2), ylim=(y - .5, .5)); ax.axis("off")
     return ax
 
-# %% ../nbs/01_tokenizer.ipynb #fa1e5c7b
+# %% ../nbs/01_tokenizer.ipynb #c714aacf
 @patch
 def word_id(self: Tokenizer,
     word: str, # a single word such as 'left'
@@ -217,7 +217,7 @@ def word_id(self: Tokenizer,
     if len(ids) != 1: raise UserError(f"{word!r} is not one token but {len(ids)} ({', '.join(self.pieces(ids))}): choose a word that is one token.")
     return ids[0]
 
-# %% ../nbs/01_tokenizer.ipynb #c66132e8
+# %% ../nbs/01_tokenizer.ipynb #a6266591
 def _check_rates(rate, masked_rate, unchanged_rate):
     "Refuse rates that are no probabilities."
     if not 0 < rate <= 1: raise UserError(f"The masking rate must be above 0 and at most 1, not {rate}: to train without masking, leave mlm out of the losses.")

@@ -6,7 +6,7 @@
 __all__ = ['Log', 'Progress', 'TensorBoard', 'Validate', 'Checkpoint', 'tokenise', 'run_folder', 'model_of', 'go_on',
            'make_trainer', 'train', 'main']
 
-# %% ../nbs/12_train.ipynb #73f2b3ac
+# %% ../nbs/12_train.ipynb #35f53fbc
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from .config import Config, parse_args, save_config
 from .evaluate import evaluate, table, test_run, workers
 from .loop import Callback, StopOnNonFinite, Trainer, optimizer_tensors, progress_of, random_state
 
-# %% ../nbs/12_train.ipynb #8dcf9dd6
+# %% ../nbs/12_train.ipynb #13de4c30
 class Log(Callback):
     "Lines for people: on the terminal and in log.txt."
     def __init__(self,
@@ -53,7 +53,7 @@ class Log(Callback):
         pairs = self.n * t.cfg.batch_size / (time.time() - self.start)
         self.write(f"epoch {t.epoch + 1}/{t.cfg.num_epoch}: {self.means()}, {pairs:.0f} pairs/s")
 
-# %% ../nbs/12_train.ipynb #c8f332df
+# %% ../nbs/12_train.ipynb #ee375e8a
 class Progress(Callback):
     "A bar with the loss and the time left."
     def before_fit(self, t): self.bar = tqdm(total=t.cfg.num_epoch * len(t.loader), initial=t.step, unit="step", dynamic_ncols=True, disable=None) # no bar where nobody looks
@@ -62,7 +62,7 @@ class Progress(Callback):
         self.bar.update()
         if t.step % 10 == 0: self.bar.set_postfix(epoch=t.epoch + 1, loss=f"{t.loss.item():.2f}", best=f"{t.best:.1f}")
 
-# %% ../nbs/12_train.ipynb #c0ca7424
+# %% ../nbs/12_train.ipynb #0b8608d0
 class TensorBoard(Callback):
     "Curves: losses and rates at each log step, retrieval at each evaluation."
     def before_fit(self, t): self.writer = SummaryWriter(t.folder / "tensorboard")
@@ -77,7 +77,7 @@ class TensorBoard(Callback):
         for way in ("t2i", "i2t"):
             for k, v in t.report.get(way, {}).items(): self.writer.add_scalar(f"{t.cfg.val_dataset} {way}/{k}", v, t.step)
 
-# %% ../nbs/12_train.ipynb #f32802bc
+# %% ../nbs/12_train.ipynb #26fcf186
 class Validate(Callback):
     "Measure retrieval on the chosen split and keep the best epoch's weights."
     def __init__(self,
@@ -96,13 +96,13 @@ class Validate(Callback):
             t.best = score
             model.save(t.folder / "best.safetensors", **progress_of(t))
 
-# %% ../nbs/12_train.ipynb #415dc1e5
+# %% ../nbs/12_train.ipynb #b61f81e4
 class Checkpoint(Callback):
     "After each epoch, everything that is needed to go on."
     def after_epoch(self, t):
         t.accelerator.unwrap_model(t.model).save(t.folder / "last.safetensors", optimizer_tensors(t.optimizer) | random_state(), **progress_of(t))
 
-# %% ../nbs/12_train.ipynb #251046ef
+# %% ../nbs/12_train.ipynb #31fd0f74
 def tokenise(
     split: Split, # training split
     tokenizer: Tokenizer, # with the context
@@ -118,7 +118,7 @@ def tokenise(
                      f"the first being {long[0][:60]!r}; --text_length makes room, --long_captions refuse stops instead")
     return ids
 
-# %% ../nbs/12_train.ipynb #ff2630cc
+# %% ../nbs/12_train.ipynb #cfd69e14
 def run_folder(
     cfg: Config, # settings
 ) -> Path: # not made yet
@@ -128,7 +128,7 @@ def run_folder(
         raise UserError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --name.")
     return folder
 
-# %% ../nbs/12_train.ipynb #fb130549
+# %% ../nbs/12_train.ipynb #361e3576
 def model_of(
     cfg: Config, # settings
     identities: int, # training identities
@@ -138,7 +138,7 @@ def model_of(
                        losses=cfg.loss_names, prototypes=cfg.prototypes, lfa_layers=cfg.lfa_layers, cmt_depth=cfg.cmt_depth,
                        temperature=cfg.temperature, itc_positives=cfg.itc_positives)
 
-# %% ../nbs/12_train.ipynb #de242f42
+# %% ../nbs/12_train.ipynb #ff98a6ac
 def go_on(
     trainer: Trainer, # fresh
 ) -> list[str]: # what to say of it
@@ -152,7 +152,7 @@ def go_on(
         trainer.best = -1. # a new folder has no best epoch yet
     return [f"going on from {last.name} at epoch {trainer.epoch}"]
 
-# %% ../nbs/12_train.ipynb #f6a0cb6c
+# %% ../nbs/12_train.ipynb #7a91d007
 def make_trainer(
     cfg: Config, # settings
     progress: bool = True, # show a bar and the log's lines
@@ -175,7 +175,7 @@ def make_trainer(
     for line in said + [f"{s}: {splits[s]}" for s in splits]: log.write(line)
     return trainer, log
 
-# %% ../nbs/12_train.ipynb #efeda634
+# %% ../nbs/12_train.ipynb #6b4493a9
 def train(
     cfg: Config, # settings
     progress: bool = True, # show a bar and the log's lines
@@ -190,7 +190,7 @@ def train(
     log.write(f"test, {how}, with epoch {report['epoch']}:\n{table(report)}")
     return report
 
-# %% ../nbs/12_train.ipynb #71fca161
+# %% ../nbs/12_train.ipynb #16dd50f2
 @command
 def main(argv=None):
     "cmlfa_train: train a model."

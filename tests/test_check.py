@@ -89,6 +89,9 @@ DAMAGES = { # what happened: (how, words of the finding, exit status)
     "an id as text": (edit(lambda e, k: e[3].update(id="7")), "entry 3 has the id '7'", 1),
     "an empty caption": (edit(lambda e, k: e[3].update(captions=[" "])), "empty caption", 1),
     "no captions": (edit(lambda e, k: e[3].pop("captions")), "has no captions", 1),
+    "a name no file can have": (edit(lambda e, k: e[3].update({k: "\ud800.jpg"})), "no file can have this name", 1),
+    "an endless path": (edit(lambda e, k: e[3].update({k: "a/" * 3000 + "a.jpg"})), "cannot be read", 1),
+    "no annotations": (lambda r: [p.unlink() for p in r.glob("*/*.json")], "is missing; it comes with", 1),
     "no object": (edit(lambda e, k: e.insert(3, 7)), "entry 3 is no object", 1),
     "a shared caption": (edit(lambda e, k: [x.update(captions=["A person in a red coat."]) for x in (e[0], e[50])]), "captions that two identities share", 0),
     "a long caption": (edit(lambda e, k: e[3].update(captions=["a red coat and " * 40])), "longer than the context", 0),
@@ -122,6 +125,16 @@ def test_nested_and_second_name(three, tmp_path, capsys):
     assert "ICFG-PEDES.json" in out and "read as it is" in out
 
 
+def test_one_unreadable_data_set_does_not_silence_the_others(three, tmp_path, capsys):
+    shutil.copytree(three / "CUHK-PEDES", tmp_path / "CUHK-PEDES")
+    shutil.copytree(three / "RSTPReid", tmp_path / "RSTPReid")
+    annotations(tmp_path).write_text("[{")
+    assert status(tmp_path, "--json", tmp_path / "r.json") == 1
+    out = capsys.readouterr().out
+    assert "is no valid JSON" in out and "  can be trained on" in out
+    assert [r["broken"] for r in json.loads((tmp_path / "r.json").read_text())] == [True, False]
+
+
 def test_reports_hold_everything_and_no_script(copy, tmp_path):
     file = annotations(copy)
     entries = json.loads(file.read_text())
@@ -138,17 +151,21 @@ def test_reports_hold_everything_and_no_script(copy, tmp_path):
     assert report["broken"] and report["found"]["unreadable"] and report["found"]["shared caption"]
 
 
-def test_wrong_requests(tmp_path, three):
+def test_wrong_requests(tmp_path, three, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     for args, words in ((["nowhere"], "holds none of the folders"), ([three / "RSTPReid"], "is a data set itself"), ([three, "--dataset_name", "Market"], "Market"),
                         ([three, "--workers", "0"], "workers"), ([three, "--dataset_name", "RSTPReid", "--json", "no/where.json"], "no/where.json")):
-        done = run("cmlfa_check", *args, cwd=tmp_path)
-        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+        code, err = status(*args), capsys.readouterr().err
+        assert code == 2 and words in err.splitlines()[-1], err
 
 
-def test_ctrl_c_is_a_sentence(tmp_path):
-    write_synth(tmp_path, "demo", progress=False)
+def test_ctrl_c_is_a_sentence(copy):
+    images, entries = copy / "CUHK-PEDES/imgs", json.loads(annotations(copy).read_text())
+    many = [e | {"file_path": f"{e['file_path']}.{k}.jpg"} for e in entries for k in range(64)] # 12,288 names: enough to be interrupted
+    for e in many: (images / e["file_path"]).hardlink_to(images / e["file_path"].rsplit(".", 2)[0])
+    annotations(copy).write_text(json.dumps(many))
     code = "import sys, cmlfa.prep as p; print('ready', flush=True); p.main(sys.argv[1:])"
-    p = subprocess.Popen([sys.executable, "-c", code, tmp_path, "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen([sys.executable, "-c", code, copy, "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert p.stdout.readline() == "ready\n"
     time.sleep(.5)
     p.send_signal(signal.SIGINT)

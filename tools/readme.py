@@ -23,6 +23,7 @@ def readme() -> str:
     text, _ = MarkdownExporter().from_notebook_node(nb)
     # pictures and notebooks lie beside index.ipynb, one folder below the README
     text = re.sub(r"(\]\(|src=\")(?=images/|\d\d\w?_\w+\.ipynb)", r"\1nbs/", text)
+    text = text.replace("](../", "](") # the README lies one folder above the notebook
     return text.strip() + "\n"
 
 
