@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['paired', 'ratio', 'processor', 'machine', 'benches', 'save', 'main']
 
-# %% ../nbs/17_bench.ipynb #c3825457
+# %% ../nbs/17_bench.ipynb #cf68a58b
 import argparse, json, os, platform, re, sys, time
 from datetime import date
 from importlib import import_module
@@ -15,7 +15,7 @@ from statistics import median
 import torch
 from .synth import UserError, command, usable_cores
 
-# %% ../nbs/17_bench.ipynb #41503e01
+# %% ../nbs/17_bench.ipynb #50306fb1
 def paired(
     functions: dict, # name to function without arguments
     rounds: int = 5, # that count; one more comes first and does not
@@ -29,7 +29,7 @@ def paired(
             seconds[name].append(time.perf_counter() - start)
     return {name: s[1:] for name, s in seconds.items()}
 
-# %% ../nbs/17_bench.ipynb #e85368c8
+# %% ../nbs/17_bench.ipynb #ded99de3
 def ratio(
     theirs: list[float], # seconds of the other way, round by round
     ours: list[float], # seconds of our way, in the same rounds
@@ -37,7 +37,7 @@ def ratio(
     "How many times quicker ours is: the median of the rounds' ratios."
     return median(a / b for a, b in zip(theirs, ours))
 
-# %% ../nbs/17_bench.ipynb #00a9ed40
+# %% ../nbs/17_bench.ipynb #561835c1
 def processor() -> str: # its name
     "What the processor calls itself."
     info = Path("/proc/cpuinfo")
@@ -50,13 +50,13 @@ def machine() -> dict: # what stands beside each measurement
     return dict(processor=processor(), cores=usable_cores(), gpu=gpu, python=platform.python_version(),
         versions={p: version(p) for p in ("torch", "timm", "numpy", "pillow")})
 
-# %% ../nbs/17_bench.ipynb #f0d797c0
+# %% ../nbs/17_bench.ipynb #0c567b88
 def benches() -> dict[str, str]: # name to what it measures
     "The benchmarks that are there."
     files = sorted(Path(__file__).parent.glob("bench_*.py"))
     return {f.stem.removeprefix("bench_"): f.read_text(encoding="utf-8").split('"""')[1] for f in files}
 
-# %% ../nbs/17_bench.ipynb #388c7892
+# %% ../nbs/17_bench.ipynb #0b979c22
 def save(
     name: str, # of the benchmark
     figures: dict, # what it measured
@@ -69,7 +69,7 @@ def save(
     file.write_text(json.dumps(dict(command=command, date=str(date.today()), **machine(), figures=figures), indent=1) + "\n", encoding="utf-8")
     return file
 
-# %% ../nbs/17_bench.ipynb #fe56241b
+# %% ../nbs/17_bench.ipynb #60184ba8
 @command
 def main(argv=None):
     "The command `python -m cmlfa.bench`."
@@ -85,5 +85,5 @@ def main(argv=None):
     if a.save: print("written to", save(a.name, figures, f"python -m cmlfa.bench {a.name}" + " --quick" * a.quick))
     print(json.dumps(figures))
 
-# %% ../nbs/17_bench.ipynb #715d01aa
-if __name__ == "__main__" and "ipykernel" not in sys.modules: main()
+# %% ../nbs/17_bench.ipynb #fd4a4090
+if __name__ == "__main__" and sys.argv[0].endswith("bench.py"): main() # and not while a notebook runs
