@@ -23,7 +23,7 @@ from .batches import Files
 from .prep import found_in, require_sound
 
 # %% ../nbs/03b_pack.ipynb #c00fc1de
-VERSION, BLOCK = 1, 128 # of the format; images in a block, the unit of work
+VERSION, BLOCK = 2, 128 # of the format; images in a block, the unit of work
 
 def make_plan(
     root: str | Path, # folder that holds the data sets
