@@ -56,9 +56,6 @@ def check_room(
     if need > free: raise UserError(f"{folder}: the pack needs {need / 1e9:.2f} GB more and the disk has {free / 1e9:.2f} GB free; make room, or pack a smaller --img_size.")
 
 # %% ../nbs/03b_pack.ipynb #9c0bd642
-def _pixels(file, n, size, mode="r"): # the memory map of n images
-    return np.memmap(file, np.uint8, mode, shape=(n, 3, *size))
-
 def write_block(
     block: int, # number of the block
     part: Path, # folder of the unfinished pack
@@ -66,11 +63,12 @@ def write_block(
     size: tuple[int, int], # height, width in pixels
 ) -> int: # the block's number
     "Decode one block of images and write it to its place."
-    first = block * BLOCK
-    images = Files(paths[first:first + BLOCK], size)
-    pixels = _pixels(part / "images.u8", len(paths), size, "r+")
-    pixels[first:first + len(images)] = images.__getitems__(range(len(images)))
-    pixels.flush() # to the disk, before anybody says that it is there
+    images = Files(paths[block * BLOCK:(block + 1) * BLOCK], size)
+    pixels = images.__getitems__(range(len(images))).numpy()
+    with open(part / "images.u8", "r+b") as f:
+        f.seek(block * BLOCK * pixels[0].nbytes)
+        f.write(pixels)
+        f.flush(); os.fsync(f.fileno()) # on the disk, before anybody says that it is there
     return block
 
 # %% ../nbs/03b_pack.ipynb #fa4a243f
@@ -78,12 +76,13 @@ def _begin(part, plan, paths): # the numbers of the blocks that are done already
     pixels, done = len(paths) * 3 * plan["size"][0] * plan["size"][1], part / "done"
     if not ((part / "plan.json").is_file() and json.loads((part / "plan.json").read_text()) == plan): # nothing, or the beginning of another pack
         shutil.rmtree(part, ignore_errors=True)
-        check_room(plan, part.parent)
         part.mkdir()
         with open(part / "images.u8", "wb") as f: f.truncate(pixels)
         done.touch()
         (part / "plan.json").write_text(json.dumps(plan))
-    return {int(line) for line in done.read_text().split("\n")[:-1]} # a line that was cut off does not count
+    blocks = {int(line) for line in done.read_text().split("\n")[:-1]} # a line that was cut off does not count
+    check_room(plan, part, len(blocks) * BLOCK * 3 * plan["size"][0] * plan["size"][1])
+    return blocks
 
 # %% ../nbs/03b_pack.ipynb #d135f285
 def _write_blocks(part, plan, paths, workers, progress): # all images
@@ -160,7 +159,7 @@ class Packed(Dataset):
     ): self.folder, self.rows, self.total, self.size, self._map = folder, rows, total, tuple(size), None
     @property
     def pixels(self): # the memory map, opened at the first use in each process
-        if self._map is None: self._map = _pixels(self.folder / "images.u8", self.total, self.size)
+        if self._map is None: self._map = np.memmap(self.folder / "images.u8", np.uint8, "r", shape=(self.total, 3, *self.size))
         return self._map
     def __len__(self): return len(self.rows)
     def __getitem__(self, i): return torch.from_numpy(np.array(self.pixels[self.rows[i]])) # uint8, 3 x h x w

@@ -1,9 +1,11 @@
 """Packing as a user meets it: a command that may be killed at any moment."""
+import os
 import random
 import subprocess
 import sys
 import time
 
+import pytest
 from conftest import BIN, PUBLISHED, TINY, run
 
 PACK = "import sys, cmlfa.pack as p; p.BLOCK = 4; p.main(sys.argv[1:])" # small blocks: more moments to be killed in
@@ -37,6 +39,27 @@ def test_a_killed_packing_goes_on(copy, tmp_path):
     assert done.returncode == 0, done.stderr
     assert contents(folder / "192x96") == whole
     assert [f.name for f in folder.iterdir()] == ["192x96"]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="mounting a small file system needs root on Linux")
+def test_a_full_disk_is_said_and_packing_goes_on(copy, tmp_path):
+    folder = copy / "CUHK-PEDES/packed"
+    roomy = "import shutil; shutil.disk_usage = lambda _: type('Room', (), dict(free=10**12)); " # what others write after the check
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=True)
+    try:
+        for workers in ("1", "2"):
+            done = subprocess.run([sys.executable, "-c", roomy + PACK, str(copy), *SIZE[:-1], workers], capture_output=True, text=True)
+            assert done.returncode == 2 and "No space left on device" in done.stderr and "the same command goes on" in done.stderr, done.stderr
+        blocks = (folder / ".192x96.part/done").read_text().split()
+        assert blocks and not (folder / "192x96").exists()
+        subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
+        done = subprocess.run([sys.executable, "-c", PACK, str(copy), *SIZE], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        on_mount = contents(folder / "192x96")
+    finally: subprocess.run(["umount", folder], check=True)
+    subprocess.run([sys.executable, "-c", PACK, str(copy), *SIZE], check=True, capture_output=True)
+    assert contents(folder / "192x96") == on_mount
 
 
 def test_training_uses_the_pack_and_is_the_same(data, copy, tmp_path):
