@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ranks', 'rank', 'on_ranks', 'all_rows', 'across', 'rank_mean', 'part', 'all_parts']
 
-# %% ../nbs/07b_gather.ipynb #679d2c10
+# %% ../nbs/07b_gather.ipynb #3f13918b
 import os
 import socket
 import tempfile
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-# %% ../nbs/07b_gather.ipynb #53a2840a
+# %% ../nbs/07b_gather.ipynb #98df88ec
 def ranks() -> int: # 1 if this process is alone
     "How many processes train together."
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -23,7 +23,7 @@ def rank() -> int: # from 0
     "The number of this process."
     return dist.get_rank() if ranks() > 1 else 0
 
-# %% ../nbs/07b_gather.ipynb #8fb24417
+# %% ../nbs/07b_gather.ipynb #bb127074
 def _member(number, fn, n, folder, args):
     "The life of one of the processes that `on_ranks` starts."
     os.environ["GLOO_SOCKET_IFNAME"] = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
@@ -32,18 +32,19 @@ def _member(number, fn, n, folder, args):
     try: torch.save(fn(*args), f"{folder}/{number}.pt")
     finally: dist.destroy_process_group()
 
-# %% ../nbs/07b_gather.ipynb #42025a3d
+# %% ../nbs/07b_gather.ipynb #c9eef3d8
 def on_ranks(
     n: int, # processes
     fn, # what each runs; it may ask for `rank()`
     *args, # for it
 ) -> list: # what each returned, by rank: numbers, texts, tensors, and lists or dictionaries of them
     "Run a function in several processes on this machine that can talk to each other."
+    import torch._dynamo # DDP wants it; loaded once here, and not again by each of the processes
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(_member, (fn, n, folder, args), n, start_method="fork")
         return [torch.load(Path(folder) / f"{i}.pt") for i in range(n)]
 
-# %% ../nbs/07b_gather.ipynb #a14e0433
+# %% ../nbs/07b_gather.ipynb #2ecc6e20
 class _AllRows(torch.autograd.Function):
     "An all-gather that sends gradients back to where the rows came from."
     @staticmethod
@@ -63,7 +64,7 @@ def all_rows(
     "Everybody's rows for everybody."
     return _AllRows.apply(x) if ranks() > 1 else x
 
-# %% ../nbs/07b_gather.ipynb #7c5eafa9
+# %% ../nbs/07b_gather.ipynb #09f291e7
 def across(
     image: torch.Tensor, # this process's image features, b x D
     text: torch.Tensor, # its caption features, b x D
@@ -74,7 +75,7 @@ def across(
     n, (image, text) = len(labels), all_rows(torch.cat([image, text], 1)).chunk(2, 1) # one message for both
     return image, text, all_rows(labels), slice(rank() * n, (rank() + 1) * n)
 
-# %% ../nbs/07b_gather.ipynb #78d018f8
+# %% ../nbs/07b_gather.ipynb #9f0b73ec
 @torch.no_grad()
 def rank_mean(
     x: torch.Tensor, # a value of this process, any shape
@@ -84,7 +85,7 @@ def rank_mean(
     if ranks() > 1: dist.all_reduce(x)
     return x / ranks()
 
-# %% ../nbs/07b_gather.ipynb #e68d98e1
+# %% ../nbs/07b_gather.ipynb #39896917
 def part(
     n: int, # items in all
     number: int | None = None, # a process; this one if None
