@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'FLIPS', 'PIECE', 'SAMPLERS', 'Files', 'normalise', 'random_flip', 'random_crop', 'random_erase',
-           'Augment', 'Pairs', 'RandomBatches', 'IdentityBatches', 'train_loader', 'gallery_loader']
+           'one_thread', 'Augment', 'Pairs', 'RandomBatches', 'IdentityBatches', 'train_loader', 'gallery_loader']
 
 # %% ../nbs/02b_batches.ipynb #469d0ea4
+from contextlib import contextmanager
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -88,9 +89,18 @@ def random_erase(
     rows, cols = rows.to(images.dtype)[:, None, :, None], cols.to(images.dtype)[:, None, None]
     return torch.mul(images, 1 - rows * cols, out=out) # by 0 in the rectangle, by 1 elsewhere: quicker than filling
 
-# %% ../nbs/02b_batches.ipynb #a948f510
+# %% ../nbs/02b_batches.ipynb #554476bd
 PIECE = 8 # images that stay in a CPU's cache together
 
+@contextmanager
+def one_thread():
+    "Let PyTorch use one thread for a while."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: yield
+    finally: torch.set_num_threads(threads)
+
+# %% ../nbs/02b_batches.ipynb #a948f510
 class Augment:
     "Turns a raw batch into training input: new tensors, the batch itself untouched."
     def __init__(self,
@@ -109,10 +119,11 @@ class Augment:
         if not self.enabled: return batch | {"images": normalise(images)}
         u, out = torch.rand(8, len(images), generator=generator), torch.empty_like(images, dtype=torch.float32)
         step = PIECE if images.device.type == "cpu" else len(images)
-        for n in range(0, len(images), step):
-            s = slice(n, n + step)
-            piece, ids[s] = random_flip(images[s], ids[s], self.words, u[0, s], self.flip)
-            random_erase(normalise(random_crop(piece, u[1:3, s], self.pad)), u[3:, s], out=out[s])
+        with one_thread():
+            for n in range(0, len(images), step):
+                s = slice(n, n + step)
+                piece, ids[s] = random_flip(images[s], ids[s], self.words, u[0, s], self.flip)
+                random_erase(normalise(random_crop(piece, u[1:3, s], self.pad)), u[3:, s], out=out[s])
         return batch | {"images": out, "ids": ids}
 
 # %% ../nbs/02b_batches.ipynb #3aaec314
