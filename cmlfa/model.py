@@ -20,6 +20,7 @@ from .fitting import arch_of, download_weights, load_image_weights, load_text_we
 from .lfa import LFA
 from .sff import fuse
 from .irr import IRR
+from .gather import across, rank_mean
 from .losses import cmpm_loss, id_loss, itc_loss, loss_names, mlm_loss, sdm_loss
 from .share import Saved, read_checkpoint
 
@@ -121,23 +122,40 @@ def encode_image(self: CMLFA,
 
 # %% ../nbs/09_model.ipynb #069036a9
 @patch
+def compare(self: CMLFA,
+    image: torch.Tensor, # fused image features of this process's pairs, B x D
+    text: torch.Tensor, # fused text features, B x D
+    labels: torch.Tensor, # identity of each pair, B
+) -> dict[str, torch.Tensor]: # scalar losses by name, unweighted
+    "The chosen losses that compare pairs, over the pairs of all processes."
+    image, text, labels, rows = across(image, text, labels)
+    tau, positives = self.settings["temperature"], labels if self.settings["itc_positives"] == "identity" else None
+    compute = dict(itc=lambda: itc_loss(image, text, positives, tau, rows), sdm=lambda: sdm_loss(image, text, labels, tau, rows=rows),
+                   cmpm=lambda: cmpm_loss(image, text, labels, rows=rows))
+    return {name: compute[name]() for name in self.losses if name in compute}
+
+# %% ../nbs/09_model.ipynb #d79b4e29
+@patch
 def forward(self: CMLFA,
-    batch: dict, # images B x 3 x h x w, ids B x L, labels B; with mlm also masked B x L and chosen B x L
+    batch: dict, # images B x 3 x h x w, ids B x L, labels B; with mlm also masked B x L and chosen, B x L or its places: captions n, positions n
+    compare=None, # what compares the pairs, from image features, text features and labels; `self.compare` if None
+    words: torch.Tensor | None = None, # hidden words in the batch of an average process; counted here if None
 ) -> dict[str, torch.Tensor]: # scalar losses by name, unweighted
     "Every chosen loss on one batch."
     ids, labels = self.rows(batch["ids"]), batch["labels"]
     image, image_tokens = self.fused_image(batch["images"])
     both = [ids, self.rows(batch["masked"])] if "mlm" in self.losses else [ids]
     tokens = self.text_encoder(torch.cat(both)).chunk(len(both)) # one pass of the tower for caption and masked caption
-    text, tau = self.fused_text(ids, tokens[0]), self.settings["temperature"]
-    positives = labels if self.settings["itc_positives"] == "identity" else None
-    chosen = self.rows(batch["chosen"]) if "mlm" in self.losses else None
-    compute = dict(
-        itc=lambda: itc_loss(image, text, positives, tau), sdm=lambda: sdm_loss(image, text, labels, tau),
-        cmpm=lambda: cmpm_loss(image, text, labels),
-        id=lambda: id_loss(self.classifier(image), self.classifier(text), labels),
-        mlm=lambda: mlm_loss(self.irr(tokens[1], image_tokens, self.words(ids), chosen), ids[chosen]))
-    return {name: compute[name]() for name in self.losses}
+    text = self.fused_text(ids, tokens[0])
+    losses = (compare or self.compare)(image, text, labels)
+    if "id" in self.losses: losses["id"] = id_loss(self.classifier(image), self.classifier(text), labels)
+    if "mlm" in self.losses:
+        chosen = batch["chosen"]
+        if isinstance(chosen, torch.Tensor): chosen = self.rows(chosen) # a GPU would wait to count them; places it takes as they are
+        scores = self.irr(tokens[1], image_tokens, self.words(ids), chosen)
+        here = torch.full((), float(len(scores)), device=scores.device)
+        losses["mlm"] = mlm_loss(scores, ids[chosen]) * (here / (rank_mean(here) if words is None else words))
+    return losses
 
 # %% ../nbs/09_model.ipynb #9b0711d6
 @patch
