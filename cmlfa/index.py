@@ -22,7 +22,8 @@ from .data import BadImage, load_image
 from .batches import normalise
 from .share import MODELS
 from .model import CMLFA
-from .evaluate import pick_device, workers
+from .evaluate import workers
+from .protocol import pick_device
 from .items import Item, Model, number
 from .store import Store
 from .milvus import open_store
