@@ -225,15 +225,16 @@ def check(
 ) -> Report: # everything that was found
     "Examine one data set."
     (file, images), key = locate(root, name), LAYOUTS[name].key
-    report, entries = Report(name, str(file)), []
+    report, entries, named = Report(name, str(file)), [], set()
     for i, e in enumerate(read_entries(file)):
+        if isinstance(e, dict): named.add(str(images / str(e.get(key))))
         if fault := entry_fault(e, key): report.add("entry", f"entry {i} {fault}")
         else: entries.append(e)
     paths = [str(images / e[key]) for e in entries]
     check_images(report, entries, paths, workers, progress)
     check_people(report, entries)
     check_captions(report, entries, context)
-    check_layout(report, Path(root).expanduser() / name, images, set(paths))
+    check_layout(report, Path(root).expanduser() / name, images, named)
     count(report, entries)
     report.found = {k: report.found[k] for k in KINDS if k in report.found}
     return report
