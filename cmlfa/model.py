@@ -13,10 +13,14 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from .synth import UserError
 from .tokenizer import VOCAB_SIZE, Tokenizer
-from .clip import ARCHS, Arch, ImageEncoder, TextEncoder, arch_of, check_arch, download_weights, end_positions, load_image_weights, load_text_weights, read_weights, text_mask, trim
+from .clip import ARCHS, Arch, TextEncoder, check_arch, end_positions, text_mask, trim
+from .resnet import image_tower
+from .weights import read_weights
+from .fitting import arch_of, download_weights, load_image_weights, load_text_weights
 from .lfa import LFA
 from .sff import fuse
 from .irr import IRR
+from .gather import across, rank_mean
 from .losses import cmpm_loss, id_loss, itc_loss, loss_names, mlm_loss, sdm_loss
 from .share import Saved, read_checkpoint
 
@@ -38,7 +42,7 @@ class CMLFA(nn.Module, Saved):
         super().__init__()
         self.settings, self.meta = {k: v for k, v in locals().items() if k not in ("self", "__class__")}, {} # how to build it again; what else is known of it
         self.arch, self.losses = check_arch(arch), loss_names(losses)
-        self.image_encoder, self.text_encoder = ImageEncoder(arch), TextEncoder(arch)
+        self.image_encoder, self.text_encoder = image_tower(arch), TextEncoder(arch)
         if prototypes: self.lfa = LFA(arch.dim, prototypes, lfa_layers, lfa_heads, as_published=as_published)
         if "id" in self.losses:
             if identities < 1: raise UserError("identities: the ID loss needs at least 1 training identity; give their number, or leave id out of loss_names.")
@@ -118,23 +122,40 @@ def encode_image(self: CMLFA,
 
 # %% ../nbs/09_model.ipynb #069036a9
 @patch
+def compare(self: CMLFA,
+    image: torch.Tensor, # fused image features of this process's pairs, B x D
+    text: torch.Tensor, # fused text features, B x D
+    labels: torch.Tensor, # identity of each pair, B
+) -> dict[str, torch.Tensor]: # scalar losses by name, unweighted
+    "The chosen losses that compare pairs, over the pairs of all processes."
+    image, text, labels, rows = across(image, text, labels)
+    tau, positives = self.settings["temperature"], labels if self.settings["itc_positives"] == "identity" else None
+    compute = dict(itc=lambda: itc_loss(image, text, positives, tau, rows), sdm=lambda: sdm_loss(image, text, labels, tau, rows=rows),
+                   cmpm=lambda: cmpm_loss(image, text, labels, rows=rows))
+    return {name: compute[name]() for name in self.losses if name in compute}
+
+# %% ../nbs/09_model.ipynb #d79b4e29
+@patch
 def forward(self: CMLFA,
-    batch: dict, # images B x 3 x h x w, ids B x L, labels B; with mlm also masked B x L and chosen B x L
+    batch: dict, # images B x 3 x h x w, ids B x L, labels B; with mlm also masked B x L and chosen, B x L or its places: captions n, positions n
+    compare=None, # what compares the pairs, from image features, text features and labels; `self.compare` if None
+    words: torch.Tensor | None = None, # hidden words in the batch of an average process; counted here if None
 ) -> dict[str, torch.Tensor]: # scalar losses by name, unweighted
     "Every chosen loss on one batch."
     ids, labels = self.rows(batch["ids"]), batch["labels"]
     image, image_tokens = self.fused_image(batch["images"])
     both = [ids, self.rows(batch["masked"])] if "mlm" in self.losses else [ids]
     tokens = self.text_encoder(torch.cat(both)).chunk(len(both)) # one pass of the tower for caption and masked caption
-    text, tau = self.fused_text(ids, tokens[0]), self.settings["temperature"]
-    positives = labels if self.settings["itc_positives"] == "identity" else None
-    chosen = self.rows(batch["chosen"]) if "mlm" in self.losses else None
-    compute = dict(
-        itc=lambda: itc_loss(image, text, positives, tau), sdm=lambda: sdm_loss(image, text, labels, tau),
-        cmpm=lambda: cmpm_loss(image, text, labels),
-        id=lambda: id_loss(self.classifier(image), self.classifier(text), labels),
-        mlm=lambda: mlm_loss(self.irr(tokens[1], image_tokens, self.words(ids), chosen), ids[chosen]))
-    return {name: compute[name]() for name in self.losses}
+    text = self.fused_text(ids, tokens[0])
+    losses = (compare or self.compare)(image, text, labels)
+    if "id" in self.losses: losses["id"] = id_loss(self.classifier(image), self.classifier(text), labels)
+    if "mlm" in self.losses:
+        chosen = batch["chosen"]
+        if isinstance(chosen, torch.Tensor): chosen = self.rows(chosen) # a GPU would wait to count them; places it takes as they are
+        scores = self.irr(tokens[1], image_tokens, self.words(ids), chosen)
+        here = torch.full((), float(len(scores)), device=scores.device)
+        losses["mlm"] = mlm_loss(scores, ids[chosen]) * (here / (rank_mean(here) if words is None else words))
+    return losses
 
 # %% ../nbs/09_model.ipynb #9b0711d6
 @patch
@@ -171,8 +192,8 @@ def build_model(
     "A model from names and sizes, its encoders filled where weights are given."
     if pretrain_choice == "none": arch, state = replace(ARCHS[backbone], vocab=vocab_size), None
     else:
-        state = read_weights(download_weights() if pretrain_choice == "ViT-B/16" else pretrain_choice)
-        arch = arch_of(state, quick_gelu)
+        state, said = read_weights(download_weights() if pretrain_choice == "ViT-B/16" else pretrain_choice)
+        arch = arch_of(state, **{"quick_gelu": quick_gelu} | said)
     if not VOCAB_SIZE <= vocab_size == arch.vocab:
         raise UserError(f"vocab_size: {vocab_size} was asked for, the encoder has {arch.vocab} entries and the tokenizer {VOCAB_SIZE}; leave vocab_size out, or give weights of CLIP's own vocabulary.")
     model = CMLFA(replace(arch, image_size=tuple(img_size), stride=stride_size, context=text_length), **kwargs)

@@ -22,7 +22,8 @@ from .batches import Augment, Pairs, train_loader
 from .pack import Packed, open_splits, packed_ids
 from .model import CMLFA, build_model
 from .config import Config, parse_args, save_config
-from .evaluate import evaluate, table, test_run, workers
+from .evaluate import evaluate, table, workers
+from .protocol import test_run
 from .loop import Callback, StopOnNonFinite, Trainer, optimizer_tensors, progress_of, random_state
 
 # %% ../nbs/12_train.ipynb #13de4c30
