@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from fastcore.basics import patch
 from .synth import UserError
-from .tokenizer import mask_tokens
+from .masking import mask_tokens
 from .data import Split
 from .batches import Augment
 from .clip import trim
