@@ -119,7 +119,7 @@ def encode_image(self: CMLFA,
 # %% ../nbs/09_model.ipynb #069036a9
 @patch
 def forward(self: CMLFA,
-    batch: dict, # images B x 3 x h x w, ids B x L, labels B; with mlm also masked B x L and chosen B x L
+    batch: dict, # images B x 3 x h x w, ids B x L, labels B; with mlm also masked B x L and chosen, B x L or its places: captions n, positions n
 ) -> dict[str, torch.Tensor]: # scalar losses by name, unweighted
     "Every chosen loss on one batch."
     ids, labels = self.rows(batch["ids"]), batch["labels"]
@@ -128,7 +128,8 @@ def forward(self: CMLFA,
     tokens = self.text_encoder(torch.cat(both)).chunk(len(both)) # one pass of the tower for caption and masked caption
     text, tau = self.fused_text(ids, tokens[0]), self.settings["temperature"]
     positives = labels if self.settings["itc_positives"] == "identity" else None
-    chosen = self.rows(batch["chosen"]) if "mlm" in self.losses else None
+    chosen = batch.get("chosen")
+    if isinstance(chosen, torch.Tensor): chosen = self.rows(chosen) # a GPU would wait to count them; places it takes as they are
     compute = dict(
         itc=lambda: itc_loss(image, text, positives, tau), sdm=lambda: sdm_loss(image, text, labels, tau),
         cmpm=lambda: cmpm_loss(image, text, labels),
