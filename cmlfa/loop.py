@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from fastcore.basics import patch
 from torch.nn.utils import get_total_norm
 from .synth import UserError
-from .tokenizer import mask_tokens
+from .masking import mask_tokens
 from .data import Split
 from .batches import Augment
 from .clip import trim

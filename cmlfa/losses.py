@@ -22,16 +22,22 @@ def cosines(
 
 # %% ../nbs/07_losses.ipynb #d65a8794
 def same_identity(
-    labels: torch.Tensor, # identity of each pair, B
-) -> torch.Tensor: # 1 where two pairs show one person, else 0, B x B
+    labels: torch.Tensor, # identity of each pair that asks, b
+    others: torch.Tensor | None = None, # identity of each pair that may be the answer, B; the same pairs if None
+) -> torch.Tensor: # 1 where two pairs show one person, else 0, b x B
     "Which pairs of the batch match."
-    return (labels[:, None] == labels[None]).float()
+    return (labels[:, None] == (labels if others is None else others)).float()
 
 # %% ../nbs/07_losses.ipynb #e635b4ac
 def _logits(image, text, temperature):
     "Cosines over temperature, B x B."
-    if not temperature > 0: raise UserError(f"temperature: {temperature} is not above 0; give a positive number, such as the published 0.02.")
+    if not isinstance(temperature, torch.Tensor) and not temperature > 0: raise UserError(f"temperature: {temperature} is not above 0; give a positive number, such as the published 0.02.")
     return cosines(image, text) / temperature
+
+def _both_ways(image, text, temperature, rows):
+    "The logits of the images that ask, and of the captions that ask, b x B each."
+    by_image = _logits(image[rows], text, temperature)
+    return by_image, by_image.T if len(by_image) == len(text) else _logits(text[rows], image, temperature) # the whole matrix holds both
 
 # %% ../nbs/07_losses.ipynb #c67e0771
 def itc_loss(
@@ -39,12 +45,13 @@ def itc_loss(
     text: torch.Tensor, # fused text features, B x D (any length; normalised here)
     labels: torch.Tensor | None = None, # identity of each pair, B; None: each caption matches only its own image
     temperature: float = 0.02, # tau
+    rows: slice = slice(None), # which pairs ask; all of them answer
 ) -> torch.Tensor: # scalar
     "Image-text contrastive loss: symmetric cross-entropy over the batch, every pair of one identity a positive."
-    logits = _logits(image, text, temperature)
-    target = torch.eye(len(logits), device=logits.device) if labels is None else same_identity(labels)
-    target = target / target.sum(1, keepdim=True) # symmetric before and after: every row of one identity is alike
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    if labels is None: labels = torch.arange(len(image), device=image.device)
+    same = same_identity(labels[rows], labels)
+    target = same / same.sum(1, keepdim=True) # the same for images and captions: both carry the pair's label
+    return sum(F.cross_entropy(logits, target) for logits in _both_ways(image, text, temperature, rows)) / 2
 
 # %% ../nbs/07_losses.ipynb #71280ddb
 def _kl(logits, target, eps):
@@ -58,11 +65,12 @@ def sdm_loss(
     labels: torch.Tensor, # identity of each pair, B
     temperature: float = 0.02, # tau
     eps: float = 1e-8, # keeps the logarithm finite
+    rows: slice = slice(None), # which pairs ask; all of them answer
 ) -> torch.Tensor: # scalar
     "Similarity distribution matching (IRRA, equation 6): KL both ways between softmaxed cosines and the identity indicator."
-    logits, same = _logits(image, text, temperature), same_identity(labels)
+    same = same_identity(labels[rows], labels)
     target = same / same.sum(1, keepdim=True)
-    return _kl(logits, target, eps) + _kl(logits.T, target, eps)
+    return sum(_kl(logits, target, eps) for logits in _both_ways(image, text, temperature, rows))
 
 # %% ../nbs/07_losses.ipynb #e4e18f12
 def cmpm_loss(
@@ -70,13 +78,14 @@ def cmpm_loss(
     text: torch.Tensor, # fused text features, B x D (their length is the sharpness)
     labels: torch.Tensor, # identity of each pair, B
     eps: float = 1e-8, # keeps the logarithm finite
+    rows: slice = slice(None), # which pairs ask; all of them answer
 ) -> torch.Tensor: # scalar
     "Cross-modal projection matching (Zhang and Lu, ECCV 2018), the older relative of SDM without a temperature."
-    same = same_identity(labels)
+    same = same_identity(labels[rows], labels)
     target = same / same.norm(dim=1, keepdim=True)
     with torch.autocast(image.device.type, enabled=False): # as in `cosines`
         image, text = image.float(), text.float()
-        on_text, on_image = image @ F.normalize(text, dim=-1).T, text @ F.normalize(image, dim=-1).T # B x B
+        on_text, on_image = image[rows] @ F.normalize(text, dim=-1).T, text[rows] @ F.normalize(image, dim=-1).T # b x B
     return _kl(on_text, target, eps) + _kl(on_image, target, eps)
 
 # %% ../nbs/07_losses.ipynb #d60442e0

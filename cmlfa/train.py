@@ -24,7 +24,8 @@ from .batches import Augment, Pairs, train_loader
 from .pack import Packed, open_splits, packed_ids
 from .model import CMLFA, build_model
 from .config import Config, parse_args, save_config
-from .evaluate import evaluate, table, test_run, workers
+from .evaluate import evaluate, table, workers
+from .protocol import test_run
 from .checkpoint import places, stand
 from .loop import Callback, Stopped, Trainer
 

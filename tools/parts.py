@@ -15,7 +15,7 @@ from pathlib import Path
 from seeds import machine, val_curve
 
 from cmlfa.config import Config, load_config
-from cmlfa.evaluate import test_run
+from cmlfa.protocol import test_run
 from cmlfa.train import make_trainer
 
 OUT, EPOCHS = Path("benchmarks/demo_parts.json"), 2
