@@ -74,7 +74,7 @@ class Config:
     root_dir: str = "data" # folder that holds the data sets
     sampler: str = "random" # random, or identity
     num_instance: int = 4 # pairs of one identity in a batch of the identity sampler
-    batch_size: int = 64 # pairs a step
+    batch_size: int = 64 # pairs a step, of each process
     test_batch_size: int = 512 # images or captions a step of evaluation
     num_workers: int = 8 # processes that decode images, two fewer than the cores at most
     # this project's own
@@ -92,6 +92,7 @@ class Config:
     clip_grad: float = 0.0 # largest norm of the gradient; 0 leaves it as it is
     checkpoint_steps: int = 500 # steps between two checkpoints within an epoch; 0 saves only at the end of each epoch
     keep_checkpoints: int = 2 # checkpoints to go on from that are kept, the newest included
+    cache_chunk: int = 0 # pairs in memory at once (gradient caching), for batches that do not fit; 0: the whole batch
     mixed_precision: str = "auto" # auto, no, bf16 or fp16
     cpu: bool = False # stay on the CPU even if there is a GPU
     seed: int = 1 # of everything random
@@ -174,6 +175,7 @@ USED_WITH = (
     | _needs("target_lr", "lrscheduler step or exp", lambda c: c.lrscheduler in ("cosine", "poly", "linear"))
     | _needs("warmup_factor warmup_method", "warmup_epochs 0", lambda c: c.warmup_epochs > 0)
     | _needs("num_instance", "sampler random", lambda c: c.sampler == "identity")
+    | _needs("cache_chunk", "a batch_size that is no larger", lambda c: c.cache_chunk < c.batch_size)
     | _needs("resume_ckpt_file", "no --resume", lambda c: c.resume)
     | _needs("lfa_layers", "prototypes 0", lambda c: c.prototypes > 0)
     | _needs("pad flip", "no --img_aug", lambda c: c.img_aug)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from .synth import UserError, command
 from .tokenizer import Tokenizer
 from .data import Split
+from .gather import rank_mean, ranks
 from .batches import Augment, Pairs, train_loader
 from .pack import Packed, open_splits, packed_ids
 from .model import CMLFA, build_model
@@ -27,7 +28,7 @@ from .config import Config, parse_args, save_config
 from .evaluate import evaluate, table, workers
 from .protocol import test_run
 from .checkpoint import places, stand
-from .loop import Callback, Stopped, Trainer
+from .loop import Callback, Stopped, Trainer, join
 
 # %% ../nbs/12_train.ipynb #13de4c30
 class Log(Callback):
@@ -57,7 +58,7 @@ class Log(Callback):
 
     def after_epoch(self, t):
         if not self.n: return # the epoch was finished before the run was stopped
-        pairs = self.n * t.cfg.batch_size / (time.time() - self.start)
+        pairs = self.n * t.cfg.batch_size * ranks() / (time.time() - self.start)
         self.write(f"epoch {t.epoch + 1}/{t.cfg.num_epoch}: {self.means()}, {pairs:.0f} pairs/s")
 
 # %% ../nbs/12_train.ipynb #24d0b154
@@ -132,7 +133,7 @@ class Validate(Callback):
         self.log.write(f"epoch {t.epoch + 1} on {t.cfg.val_dataset}: " + ", ".join(f"{k} {v:.2f}" for k, v in t.report["t2i"].items()))
         if score > t.best:
             with t.signals.whole():
-                model.save(t.folder / "best.safetensors", **t.progress(epoch=t.epoch + 1, done=0, best=score))
+                if t.main: model.save(t.folder / "best.safetensors", **t.progress(epoch=t.epoch + 1, done=0, best=score))
                 t.best = score
 
 # %% ../nbs/12_train.ipynb #b61f81e4
@@ -203,17 +204,22 @@ def make_trainer(
     "Read the data, build the model, and only then make the run folder."
     set_seed(cfg.seed)
     folder, said, data = run_folder(cfg), [], (cfg.root_dir, cfg.dataset_name)
+    number, together = join(cfg.cpu)
     splits, images = open_splits(*data, cfg.img_size, cfg.seed, cfg.allow_missing, said.append)
     train = splits["train"]
     if isinstance(images["train"], Packed): said.append(f"images from the pack {images['train'].folder}")
     ids = tokenise(train, Tokenizer(cfg.text_length), cfg.long_captions, said.append, packed_ids(*data, train.captions, cfg.img_size, cfg.text_length))
-    loader = train_loader(Pairs(train, ids, images["train"]), cfg.batch_size, cfg.sampler, cfg.num_instance, workers(cfg.num_workers), cfg.seed)
+    loader = train_loader(Pairs(train, ids, images["train"]), cfg.batch_size, cfg.sampler, cfg.num_instance, workers(cfg.num_workers), cfg.seed, number, together)
     model = model_of(cfg, len(train.identities.unique()))
-    log = Log(folder / "log.txt", quiet=not progress)
-    callbacks = [log, Validate(log, images[cfg.val_dataset]), History(folder / "history.jsonl"), TensorBoard(), Checkpoint()] + [Progress()] * progress
+    log = Log(os.devnull if number else folder / "log.txt", quiet=number or not progress)
+    callbacks = [log, Validate(log, images[cfg.val_dataset])] + [History(folder / "history.jsonl"), TensorBoard()] * (not number) + [Checkpoint()] + [Progress()] * (progress and not number)
     trainer = Trainer(model, loader, Augment(model.tokenizer, cfg.img_aug, cfg.pad, cfg.flip), cfg, splits[cfg.val_dataset], folder, callbacks)
     said += go_on(trainer)
+    if rank_mean(torch.tensor(float(trainer.step), device=trainer.accelerator.device)) != trainer.step:
+        raise UserError(f"{folder}: the processes see different checkpoints there; give an --output_dir that all machines share.")
+    if number: return trainer, log
     folder.mkdir(parents=True, exist_ok=True)
+    if together > 1: said.append(f"{together} processes train together, {together * cfg.batch_size} pairs a step")
     for f in folder.glob("*.part"): f.unlink() # a kill left it half written
     if cfg.val_dataset == "test": said.append("the best epoch is picked on the test set, as published; that flatters the result: leave --val_dataset out to pick on val")
     for line in said + [f"{s}: {splits[s]}" for s in splits]: log.write(line)
@@ -226,10 +232,11 @@ def train(
 ) -> dict: # the test report
     "One run from settings to metrics.json."
     trainer, log = make_trainer(cfg, progress)
-    save_config(replace(cfg, resume=False, resume_ckpt_file="", config_file=""), trainer.folder / "configs.yaml") # settings, not acts
+    if trainer.main: save_config(replace(cfg, resume=False, resume_ckpt_file="", config_file=""), trainer.folder / "configs.yaml") # settings, not acts
     try: trainer.fit()
     except (UserError, OSError) as e: raise UserError(f"{e}{'' if str(e).endswith('.') else '.'} {stand(trainer.folder)}") from e
     except Stopped as e: raise Stopped(f"stopped by {e}. {stand(trainer.folder)}") from None
+    trainer.accelerator.wait_for_everyone() # the best epoch may still be on its way to the disk
     report = test_run(trainer.folder, cfg, train_seconds=round(time.time() - trainer.start, 1))
     log.write(f"trained to epoch {cfg.num_epoch} in {report['train_seconds']:.0f} s; best R1 on {cfg.val_dataset}: {trainer.best:.2f}")
     how = "searched once" if cfg.val_dataset == "val" else "which also chose the epoch"
@@ -241,7 +248,9 @@ def train(
 def main(argv=None):
     "cmlfa_train: train a model."
     cfg = parse_args(argv)
-    try: train(cfg)
+    try:
+        train(cfg)
+        if ranks() > 1: torch.distributed.destroy_process_group()
     except OSError as e:
         raise UserError(f"{e.filename or cfg.output_dir}: cannot be read or written ({e.strerror or e}); check the place, its permissions and the free space.") from e
     except torch.OutOfMemoryError as e:
