@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import yaml
 from .synth import UserError, command
-from .clip import arch_of, load_image_weights, load_text_weights
+from .fitting import arch_of, load_image_weights, load_text_weights
 from .model import CMLFA
 
 # %% ../nbs/09b_port.ipynb #5eccccdf
