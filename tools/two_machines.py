@@ -38,7 +38,7 @@ def start(name: str, work: Path) -> subprocess.Popen:
     def pass_on():
         for line in agent.stdout:
             print(f"{name}: {line}", end="", file=sys.stderr)
-            if any(word in line for word in ("epoch", "train together", "going on", "nothing to go on", "Signal", "exitcode", "restart")): print(f"{name} | {line.rstrip()[:170]}", flush=True)
+            if "[rank" not in line and any(word in line for word in ("epoch", "train together", "going on", "nothing to go on", "Signal", "exitcode", "restart")): print(f"{name} | {line.rstrip()[:170]}", flush=True)
     threading.Thread(target=pass_on, daemon=True).start()
     return agent
 
