@@ -4,19 +4,16 @@
 
 # %% auto #0
 __all__ = ['ARCHS', 'Arch', 'check_arch', 'Attention', 'QuickGELU', 'Block', 'TextEncoder', 'end_positions', 'text_mask', 'trim',
-           'PatchEmbed', 'ImageEncoder', 'read_weights', 'arch_of', 'load_image_weights', 'fit_context',
-           'load_text_weights', 'download_weights']
+           'PatchEmbed', 'ImageEncoder']
 
 # %% ../nbs/04_clip.ipynb #a954e22c
-import warnings, zipfile
+import sys
 from dataclasses import dataclass
-from functools import partial, reduce
-from pathlib import Path
+from functools import partial
+from importlib import import_module
 import torch, torch.nn.functional as F
 from torch import nn
-from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
-from safetensors.torch import load_file
 from .synth import UserError
 
 # %% ../nbs/04_clip.ipynb #6f0f33a7
@@ -26,8 +23,8 @@ class Arch:
     image_size: tuple[int, int] = (384, 128) # height, width in pixels
     patch: int = 16 # side of a square patch in pixels
     stride: int = 16 # step from patch to patch in pixels; smaller than `patch` lets patches overlap
-    width: int = 768 # channels inside the image tower
-    layers: int = 12 # blocks of the image tower
+    width: int = 768 # channels inside the image tower; of a ResNet, those of its stem
+    layers: int | tuple[int, ...] = 12 # blocks of the image tower; of a ResNet, those of each stage
     heads: int = 12 # attention heads of the image tower
     dim: int = 512 # D, the space that both towers share
     text_width: int = 512 # channels inside the text tower
@@ -36,6 +33,16 @@ class Arch:
     context: int = 77 # longest caption in tokens, start and end included
     vocab: int = 49408 # entries of the vocabulary
     quick_gelu: bool = True # OpenAI's x * sigmoid(1.702 x); False is the exact GELU
+    hidden: int = 0 # channels inside an image block's small network; 0 is 4 x width
+
+    def __post_init__(self): # JSON knows no tuples
+        for name in ("image_size", "layers"):
+            if isinstance(v := getattr(self, name), list): object.__setattr__(self, name, tuple(v))
+
+    @property
+    def resnet(self) -> bool:
+        "Whether the image tower is a ResNet."
+        return isinstance(self.layers, tuple)
 
     @property
     def grid(self) -> tuple[int, int]: # patches down, patches across
@@ -54,12 +61,14 @@ def check_arch(
 ) -> Arch: # the same, if they fit together
     "Refuse sizes that cannot work, in one sentence."
     if arch.stride < 1: raise UserError(f"stride_size: patches cannot be {arch.stride} pixels apart; give 1 or more.")
+    if arch.resnet and arch.stride != arch.patch: raise UserError(f"stride_size: a ResNet's map has a place every {arch.patch} pixels, not every {arch.stride}; give {arch.patch}.")
+    if arch.stride > arch.patch: raise UserError(f"stride_size: patches of {arch.patch} pixels at a stride of {arch.stride} leave gaps that nobody looks at; give {arch.patch} or less.")
     for side, s in zip(("height", "width"), arch.image_size):
         steps = (s - arch.patch) / arch.stride
         if steps < 0 or steps % 1: raise UserError(
             f"img_size: the {side} of {s} pixels cannot be cut into patches of {arch.patch} at a stride of "
             f"{arch.stride}; {arch.patch + arch.stride * max(0, round(steps))} would fit.")
-    for dim, heads in ((arch.width, arch.heads), (arch.text_width, arch.text_heads)): _check_heads(dim, heads)
+    for dim, heads in ((arch.width * (32 if arch.resnet else 1), arch.heads), (arch.text_width, arch.text_heads)): _check_heads(dim, heads)
     if arch.context < 3: raise UserError(f"text_length: {arch.context} leaves no room for a word between the start and end tokens; give 3 or more.")
     return arch
 
@@ -188,11 +197,12 @@ class ImageEncoder(nn.Module):
         arch: Arch, # sizes
     ):
         super().__init__()
-        self.size = tuple(arch.image_size)
+        self.size, self.grid = tuple(arch.image_size), arch.grid
+        hidden = arch.hidden or 4 * arch.width
         self.vit = VisionTransformer(
             img_size=self.size, patch_size=arch.patch, embed_dim=arch.width, depth=arch.layers, num_heads=arch.heads, num_classes=0,
             global_pool="", pre_norm=True, norm_layer=partial(nn.LayerNorm, eps=1e-5), embed_layer=partial(PatchEmbed, stride=arch.stride),
-            act_layer=QuickGELU if arch.quick_gelu else nn.GELU)
+            act_layer=QuickGELU if arch.quick_gelu else nn.GELU, mlp_ratio=(hidden + .5) / arch.width) # timm multiplies and rounds down
         self.proj = nn.Parameter(torch.randn(arch.width, arch.dim) * arch.width ** -0.5)
         for p in (self.vit.pos_embed, self.vit.cls_token): nn.init.normal_(p, std=0.5)
         full, out = arch.width ** -0.5, arch.width ** -0.5 * (2 * arch.layers) ** -0.5 # as in `Block`; timm's own 0.02 is too small for narrow towers
@@ -207,94 +217,5 @@ class ImageEncoder(nn.Module):
         if (h, w) != self.size: raise UserError(f"images of {h} x {w} pixels were given to an encoder made for {self.size[0]} x {self.size[1]}; resize them, or build the encoder with that img_size.")
         return self.vit.forward_features(images) @ self.proj
 
-# %% ../nbs/04_clip.ipynb #03f0a1f5
-def read_weights(
-    file: str | Path, # OpenAI's or open_clip's weights: .pt, .pth, .bin, a TorchScript archive, or .safetensors
-) -> dict[str, torch.Tensor]: # parameter name -> tensor
-    "Read a state dict without ever executing what a pickle might hold."
-    if not (file := Path(file)).is_file(): raise UserError(f"{file}: there is no such file of weights; give ViT-B/16, none, or the path of OpenAI's or open_clip's weights.")
-    try:
-        script = zipfile.is_zipfile(file) and any(n.endswith("/constants.pkl") for n in zipfile.ZipFile(file).namelist())
-        with warnings.catch_warnings(record=True): # newer versions of torch call TorchScript deprecated
-            if file.suffix == ".safetensors": state = load_file(file)
-            elif script: state = torch.jit.load(str(file), map_location="cpu").state_dict()
-            else: state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as e: raise UserError(f"{file}: cannot be read as weights ({type(e).__name__}); it is cut off or holds more than tensors, so download it again.") from e
-    if isinstance(state, dict): state = state.get("state_dict", state)
-    state = {str(k).removeprefix("module."): v for k, v in state.items()} if isinstance(state, dict) else {}
-    missing = [k for k in ("visual.conv1.weight", "visual.class_embedding", "visual.positional_embedding", "positional_embedding",
-                           "token_embedding.weight", "text_projection") if k not in state] # what `arch_of` measures
-    if missing: raise UserError(f"{file}: holds no CLIP vision transformer ({missing[0]} is missing); give OpenAI's or open_clip's ViT weights.")
-    return {k: v.float() for k, v in state.items() if isinstance(v, torch.Tensor)}
-
-# %% ../nbs/04_clip.ipynb #1194d679
-def arch_of(
-    state: dict[str, torch.Tensor], # a state dict with OpenAI's names
-    quick_gelu: bool = True, # shapes do not tell the activation: OpenAI's models use QuickGELU, most of open_clip's the exact one
-) -> Arch: # the sizes it was trained with
-    "Read the architecture from the shapes of the weights."
-    conv, text = state["visual.conv1.weight"], state["text_projection"]
-    width, patch, side = conv.shape[0], conv.shape[-1], round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
-    head = {1280: 80, 1408: 88, 1664: 104, 1792: 112}.get(width, 64) # channels of a head, wider in the largest image towers
-    blocks = lambda prefix: len({k[len(prefix):].split(".")[0] for k in state if k.startswith(prefix)})
-    return Arch(image_size=(side * patch, side * patch), patch=patch, stride=patch, width=width, dim=text.shape[1],
-                layers=blocks("visual.transformer.resblocks."), heads=width // head,
-                text_width=text.shape[0], text_layers=blocks("transformer.resblocks."), text_heads=text.shape[0] // 64,
-                context=len(state["positional_embedding"]), vocab=len(state["token_embedding.weight"]), quick_gelu=quick_gelu)
-
-# %% ../nbs/04_clip.ipynb #58ec69d7
-def _fit_grid(positions, grid):
-    "Interpolate the position rows of a square grid, (1 + n * n) x width, to another grid; those of another shape are left alone."
-    side = round((len(positions) - 1) ** 0.5)
-    return resample_abs_pos_embed(positions[None], grid, (side, side))[0] if side * side == len(positions) - 1 else positions
-
-# %% ../nbs/04_clip.ipynb #d7de5efb
-def _fill(module, state, names, what):
-    "Load strictly; `names` maps each name in the file to ours."
-    own = module.state_dict()
-    wrong = [f"{k} is missing" for k in names if k not in state] + [f"{k} is one too many" for k in state if k not in names]
-    wrong += [f"{k} is {tuple(state[k].shape)} and should be {tuple(own[n].squeeze().shape)}" for k, n in names.items()
-              if k in state and state[k].squeeze().shape != own[n].squeeze().shape]
-    if wrong: raise UserError(f"the weights do not fit the {what}: {', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}; give weights of the same architecture.")
-    module.load_state_dict({n: state[k].view_as(own[n]) for k, n in names.items()})
-_THEIRS = (("vit.", ""), ("blocks.", "transformer.resblocks."), ("patch_embed.proj.", "conv1."), ("cls_token", "class_embedding"), # timm's, OpenAI's
-           ("pos_embed", "positional_embedding"), ("norm_pre.", "ln_pre."), ("norm.", "ln_post."), ("norm1.", "ln_1."), ("norm2.", "ln_2."),
-           ("attn.qkv.", "attn.in_proj_"), ("attn.proj.", "attn.out_proj."), ("mlp.fc1.", "mlp.c_fc."), ("mlp.fc2.", "mlp.c_proj."))
-def load_image_weights(
-    encoder: ImageEncoder, # filled in place
-    state: dict[str, torch.Tensor], # a state dict with OpenAI's names
-):
-    "Fill the image tower; the grid of position embeddings is interpolated to ours."
-    names = {f"visual.{reduce(lambda name, pair: name.replace(*pair), _THEIRS, k)}": k for k in encoder.state_dict()}
-    visual, place = {k: v for k, v in state.items() if k.startswith("visual.")}, "visual.positional_embedding"
-    if place in visual: visual[place] = _fit_grid(visual[place], encoder.vit.patch_embed.grid_size)
-    _fill(encoder, visual, names, "image encoder")
-
-# %% ../nbs/04_clip.ipynb #60f2b383
-def fit_context(
-    positions: torch.Tensor, # text position embeddings, L x width
-    context: int, # positions wanted
-) -> torch.Tensor: # context x width
-    "Shorter contexts keep the first positions as they are, longer ones are interpolated."
-    if context <= len(positions): return positions[:context]
-    return F.interpolate(positions.T[None], context, mode="linear", align_corners=True)[0].T
-def load_text_weights(
-    encoder: TextEncoder, # filled in place
-    state: dict[str, torch.Tensor], # a state dict with OpenAI's names
-):
-    "Fill the text tower, fitting the positions to our context."
-    names, place = {k: k for k in encoder.state_dict()}, "positional_embedding"
-    text = {k: v for k, v in state.items() if k.split(".")[0] in {n.split(".")[0] for n in names}} # not its temperature and the like
-    if place in text: text[place] = fit_context(text[place], len(encoder.positional_embedding))
-    _fill(encoder, text, names, "text encoder")
-
-# %% ../nbs/04_clip.ipynb #8f433fb0
-def download_weights(
-    name: str = "ViT-B/16", # one of OpenAI's models
-) -> Path: # the file, in open_clip's cache
-    "Fetch OpenAI's weights through open_clip's registry, once."
-    from open_clip.pretrained import download_pretrained, get_pretrained_cfg
-    source = get_pretrained_cfg(name.replace("/", "-"), "openai") if name.startswith("ViT") else None
-    if not source: raise UserError(f"{name}: OpenAI published no vision transformer of this name; give ViT-B/16, none, or the path of a file of weights.")
-    try: return Path(download_pretrained(source, prefer_hf_hub=True))
-    except Exception as e: raise UserError(f"{name}: its weights could not be downloaded ({type(e).__name__}); give --pretrain_choice the path of a file of them, or none to start from random weights.") from e
+# %% ../nbs/04_clip.ipynb #a1a2d709
+if __name__ == "__main__" and sys.argv[0].endswith("clip.py"): import_module("cmlfa.backbones").main() # and not while a notebook runs

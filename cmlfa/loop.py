@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from fastcore.basics import patch
+from timm.models import vision_transformer
 from torch.nn.utils import get_total_norm
 from torch.utils.checkpoint import checkpoint
 from .synth import UserError
@@ -88,7 +89,7 @@ def recompute(
     model: CMLFA, # changed in place
 ):
     "Let every transformer block forget its inside and compute it again on the way back."
-    for block in (*model.image_encoder.vit.blocks, *(m for m in model.modules() if isinstance(m, Block))):
+    for block in (m for m in model.modules() if isinstance(m, (Block, vision_transformer.Block))):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False) # nothing in a block is random
 
 # %% ../nbs/12_loop.ipynb #ebf2b65f

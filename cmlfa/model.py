@@ -14,7 +14,10 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from .synth import UserError
 from .tokenizer import VOCAB_SIZE, Tokenizer
-from .clip import ARCHS, Arch, ImageEncoder, TextEncoder, arch_of, check_arch, download_weights, end_positions, load_image_weights, load_text_weights, read_weights, text_mask, trim
+from .clip import ARCHS, Arch, TextEncoder, check_arch, end_positions, text_mask, trim
+from .resnet import image_tower
+from .weights import read_weights
+from .fitting import arch_of, download_weights, load_image_weights, load_text_weights
 from .lfa import LFA
 from .sff import fuse
 from .irr import IRR
@@ -43,7 +46,7 @@ class CMLFA(nn.Module, Saved):
         super().__init__()
         self.settings, self.meta = {k: v for k, v in locals().items() if k not in ("self", "__class__")}, {} # how to build it again; what else is known of it
         self.arch, self.losses = check_arch(arch), loss_names(losses)
-        self.image_encoder, self.text_encoder = ImageEncoder(arch), TextEncoder(arch)
+        self.image_encoder, self.text_encoder = image_tower(arch), TextEncoder(arch)
         if prototypes: self.lfa = LFA(arch.dim, prototypes, lfa_layers, lfa_heads, as_published=as_published)
         if "id" in self.losses:
             if identities < 1: raise UserError("identities: the ID loss needs at least 1 training identity; give their number, or leave id out of loss_names.")
@@ -207,8 +210,8 @@ def build_model(
     "A model from names and sizes, its encoders filled where weights are given."
     if pretrain_choice == "none": arch, state = replace(ARCHS[backbone], vocab=vocab_size), None
     else:
-        state = read_weights(download_weights() if pretrain_choice == "ViT-B/16" else pretrain_choice)
-        arch = arch_of(state, quick_gelu)
+        state, said = read_weights(download_weights() if pretrain_choice == "ViT-B/16" else pretrain_choice)
+        arch = arch_of(state, **{"quick_gelu": quick_gelu} | said)
     if not VOCAB_SIZE <= vocab_size == arch.vocab:
         raise UserError(f"vocab_size: {vocab_size} was asked for, the encoder has {arch.vocab} entries and the tokenizer {VOCAB_SIZE}; leave vocab_size out, or give weights of CLIP's own vocabulary.")
     model = CMLFA(replace(arch, image_size=tuple(img_size), stride=stride_size, context=text_length), **kwargs)
