@@ -92,6 +92,11 @@ class Config:
     clip_grad: float = 0.0 # largest norm of the gradient; 0 leaves it as it is
     checkpoint_steps: int = 500 # steps between two checkpoints within an epoch; 0 saves only at the end of each epoch
     keep_checkpoints: int = 2 # checkpoints to go on from that are kept, the newest included
+    trackers: str = "" # besides TensorBoard: wandb, mlflow or another that accelerate knows, joined by '+'
+    learn_temperature: bool = False # let training move the temperature from where it starts
+    checkpoint_activations: bool = False # compute the insides of the blocks twice instead of keeping them: less memory, more time
+    compile: bool = False # let torch.compile fuse the model's operations; the first steps take minutes
+    deterministic: bool = False # only operations that give the same bits each time, on a GPU too
     cache_chunk: int = 0 # pairs in memory at once (gradient caching), for batches that do not fit; 0: the whole batch
     mixed_precision: str = "auto" # auto, no, bf16 or fp16
     cpu: bool = False # stay on the CPU even if there is a GPU
@@ -166,7 +171,7 @@ USED_WITH = (
     | _needs("mlm_loss_weight mlm_rate cmt_depth masked_token_rate masked_token_unchanged_rate", "loss_names without mlm", lambda c: "mlm" in c.losses)
     | _needs("id_loss_weight", "loss_names without id", lambda c: "id" in c.losses)
     | _needs("itc_loss_weight itc_positives", "loss_names without itc", lambda c: "itc" in c.losses)
-    | _needs("temperature", "loss_names without itc and sdm", lambda c: {"itc", "sdm"} & set(c.losses))
+    | _needs("temperature learn_temperature", "loss_names without itc and sdm", lambda c: {"itc", "sdm"} & set(c.losses))
     | _needs("momentum", "an optimizer other than SGD", lambda c: c.optimizer == "SGD")
     | _needs("alpha beta", "optimizer SGD", lambda c: c.optimizer != "SGD")
     | _needs("milestones", "an lrscheduler other than step", lambda c: c.lrscheduler == "step")

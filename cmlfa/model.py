@@ -54,6 +54,7 @@ class CMLFA(nn.Module, Saved):
             nn.init.normal_(self.classifier.weight, std=0.001)
             nn.init.zeros_(self.classifier.bias)
         if "mlm" in self.losses: self.irr = IRR(arch.dim, arch.vocab, cmt_depth)
+        if learn_temperature and not TAU[0] <= temperature <= TAU[1]: raise UserError(f"temperature: {temperature} lies outside of {TAU[0]} to {TAU[1]}, where a learned one may be; begin inside.")
         if learn_temperature: self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature))) # its logarithm, so that tau stays positive
         self.tokenizer = Tokenizer(arch.context)
 
