@@ -6,7 +6,7 @@
 __all__ = ['OPENAI', 'CACHE', 'configs', 'why_not', 'arch_named', 'natural_sizes', 'cost', 'names', 'table', 'as_text',
            'checksum_in', 'has_checksum', 'fetch', 'registered', 'find_file', 'split_choice', 'pretrained', 'main']
 
-# %% ../nbs/04d_backbones.ipynb #c59c4a15
+# %% ../nbs/04d_backbones.ipynb #8413ea64
 import argparse, hashlib, json, os, re, urllib.error, urllib.request
 from dataclasses import replace
 from functools import cache
@@ -23,7 +23,7 @@ from .resnet import image_tower
 from .weights import read_weights
 from .fitting import arch_of
 
-# %% ../nbs/04d_backbones.ipynb #0acaeab9
+# %% ../nbs/04d_backbones.ipynb #7a4b719b
 OPENAI = {name: name.replace("/", "-").replace("@336px", "-336") for name in # OpenAI's name -> open_clip's
           ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")}
 
@@ -33,7 +33,7 @@ def configs() -> dict[str, dict]: # architecture's name -> its sizes
     here = Path(find_spec("open_clip").origin).parent / "model_configs"
     return {f.stem: json.loads(f.read_text(encoding="utf-8")) for f in sorted(here.glob("*.json"))}
 
-# %% ../nbs/04d_backbones.ipynb #f21918f5
+# %% ../nbs/04d_backbones.ipynb #8a1e4dfc
 _KNOWN = {"": {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}, "vision_cfg": {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"},
           "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers"}}
 def why_not(
@@ -49,7 +49,7 @@ def why_not(
     other = sorted(k for part, known in _KNOWN.items() for k in set(config[part] if part else config) - known)
     return f"its towers differ from CLIP's in {', '.join(other)}" if other else ""
 
-# %% ../nbs/04d_backbones.ipynb #e95a91cb
+# %% ../nbs/04d_backbones.ipynb #03354caf
 def arch_named(
     name: str, # OpenAI's or open_clip's name of an architecture, or tiny
 ) -> Arch: # at the sizes it was made for
@@ -67,7 +67,7 @@ def arch_named(
     return Arch(**text, **image, layers=v["layers"], heads=v["width"] // v.get("head_width", 64), patch=v["patch_size"], stride=v["patch_size"],
                 hidden=0 if hidden == 4 * v["width"] else hidden)
 
-# %% ../nbs/04d_backbones.ipynb #f2d59f19
+# %% ../nbs/04d_backbones.ipynb #e431d8f8
 def natural_sizes(
     name: str, # of an architecture
 ) -> dict: # img_size (height, width) and stride_size, in pixels
@@ -76,7 +76,7 @@ def natural_sizes(
     fits = lambda s: s // a.patch * a.patch
     return dict(img_size=a.image_size if name == "tiny" else (fits(384), fits(128)), stride_size=a.patch)
 
-# %% ../nbs/04d_backbones.ipynb #4cc60465
+# %% ../nbs/04d_backbones.ipynb #e7c9633f
 def _count(build, x): # parameters, and FLOPs for `x`
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter: (tower := build())(x)
     return torch.tensor([sum(p.numel() for p in tower.parameters()), counter.get_total_flops()])
@@ -100,7 +100,7 @@ def cost(
         _cost(replace(Arch(), quick_gelu=True, dim=arch.dim, **{k: getattr(arch, k) for k in text}), False).tolist()
     return dict(image_parameters=image, text_parameters=words, image_flops=image_flops, text_flops=text_flops)
 
-# %% ../nbs/04d_backbones.ipynb #1d3baa3d
+# %% ../nbs/04d_backbones.ipynb #4206e21e
 def names() -> list[str]: # OpenAI's, then open_clip's
     "Every architecture that can be built; those that differ in the activation alone are left to their plain name."
     return [*OPENAI, *(n for n, c in configs().items() if not why_not(c) and n not in OPENAI.values() and not n.endswith("-quickgelu"))]
@@ -126,7 +126,7 @@ def as_text(
         lines.append(f"{r['name']:<20} {r['patch']:>5} {grid:>8}{r['tokens']:>6} {r['dim']:>5}   {r['image_parameters'] / 1e6:>9.1f}{r['text_parameters'] / 1e6:>9.1f}   {r['image_flops'] / 1e9:>7.1f}{r['text_flops'] / 1e9:>8.1f}")
     return "\n".join(lines)
 
-# %% ../nbs/04d_backbones.ipynb #374bc1a7
+# %% ../nbs/04d_backbones.ipynb #2466c65e
 def checksum_in(
     url: str, # address of a file
 ) -> str: # the SHA-256 that it promises, or its beginning, or nothing
@@ -144,7 +144,7 @@ def has_checksum(
         while block := f.read(1 << 20): digest.update(block)
     return digest.hexdigest().startswith(wanted)
 
-# %% ../nbs/04d_backbones.ipynb #44996ee4
+# %% ../nbs/04d_backbones.ipynb #5bb2e778
 def _append(url, part): # fetch what is not in `part` yet
     have = part.stat().st_size if part.exists() else 0
     ask = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -159,7 +159,7 @@ def _append(url, part): # fetch what is not in `part` yet
             while block := reply.read(1 << 18): bar.update(f.write(block))
     if part.stat().st_size < total: raise ConnectionError("the connection broke off")
 
-# %% ../nbs/04d_backbones.ipynb #f7bd65ab
+# %% ../nbs/04d_backbones.ipynb #2a5e2cf5
 CACHE = Path("~/.cache/clip") # where OpenAI's own code keeps its files, too
 
 def fetch(
@@ -184,7 +184,7 @@ def fetch(
         os.replace(part, file)
     return file
 
-# %% ../nbs/04d_backbones.ipynb #5e1c26b4
+# %% ../nbs/04d_backbones.ipynb #399ba179
 def registered(
     name: str, # architecture, as open_clip calls it
     tag: str, # which training
@@ -213,7 +213,7 @@ def find_file(
     except UserError: raise
     except Exception as e: raise error or UserError(f"{name}:{tag}: could not be fetched from the Hugging Face Hub; run this again when the network is back, or fetch {file or 'open_clip_model.safetensors'} of {repo} on another machine and put it at {own}.") from e
 
-# %% ../nbs/04d_backbones.ipynb #c860eb9b
+# %% ../nbs/04d_backbones.ipynb #a5d382f2
 def split_choice(
     choice: str, # a name of OpenAI's, an open_clip name with :tag, or a path
 ) -> tuple[str, str]: # open_clip's architecture and tag; two empty strings for a path
@@ -242,7 +242,7 @@ def pretrained(
     if arch != replace(wanted, quick_gelu=arch.quick_gelu): raise UserError(f"{file}: has other shapes than {name}; remove it, or give the name of the architecture that it is.")
     return state, arch
 
-# %% ../nbs/04d_backbones.ipynb #4ee9449c
+# %% ../nbs/04d_backbones.ipynb #15007a45
 @command
 def main(argv=None):
     "The command `python -m cmlfa.clip`."
