@@ -7,7 +7,7 @@ __all__ = ['MAX_PIXELS', 'locate', 'entry_fault', 'Photo', 'read_entries', 'read
            'BadImage', 'load_image']
 
 # %% ../nbs/02_data.ipynb #0b285c70
-import json
+import json, os
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -24,12 +24,12 @@ def locate(
     "Find a data set under `root`, or say what is missing where."
     if name not in LAYOUTS: raise UserError(f"dataset_name: {name!r} is unknown; choose from {', '.join(LAYOUTS)}.")
     folder = Path(root).expanduser() / name
-    if not folder.is_dir():
+    if not os.path.isdir(folder): # unlike Path.is_dir, False where nobody may look
         raise UserError(f"root_dir: there is no folder {folder}; give the folder that holds {name}/, or draw a data set with: cmlfa_synth {root} --layout {name}")
     places = [folder, folder / name] # the second: unpacked into a folder of its own name
-    found = [p / f for p in places for f in LAYOUTS[name].files if (p / f).is_file()]
+    found = [p / f for p in places for f in LAYOUTS[name].files if os.path.isfile(p / f)]
     if not found: raise UserError(f"{folder}: the annotation file {' or '.join(LAYOUTS[name].files)} is missing; it comes with the data set.")
-    images = [p / "imgs" for p in [found[0].parent, *places] if (p / "imgs").is_dir()]
+    images = [p / "imgs" for p in [found[0].parent, *places] if os.path.isdir(p / "imgs")]
     return found[0], (images or [found[0].parent])[0] # without imgs/: the folders of images lie beside the file
 
 # %% ../nbs/02_data.ipynb #d3164f27
@@ -39,16 +39,18 @@ def entry_fault(
 ) -> str | None: # what is wrong, as the rest of a sentence
     "Say what is wrong with one entry of an annotation file."
     if not isinstance(entry, dict): return f"is no object with split, id, captions and {key}"
-    if entry.get("split") not in ("train", "val", "test"): return f"has the split {entry.get('split')!r}; it must be train, val or test"
-    if type(entry.get("id")) is not int or abs(entry["id"]) >= 2**63: return f"has the id {entry.get('id')!r}; it must be a whole number below 2**63"
+    if entry.get("split") not in ("train", "val", "test"): return f"has the split {entry.get('split')!r:.60}; it must be train, val or test"
+    if type(entry.get("id")) is not int or abs(entry["id"]) >= 2**63: return f"has the id {entry.get('id')!r:.60}; it must be a whole number below 2**63"
     path = entry.get(key)
     if not isinstance(path, str) or not path.strip(): return f"has no image path in the field {key!r}"
     if path.startswith("/") or ".." in path.split("/") or "\\" in path or "\0" in path:
-        return f"has the path {path!r}, which leaves the folder imgs/; make it relative to imgs/"
+        return f"has the path {path!r:.200}, which leaves the folder imgs/; make it relative to imgs/"
     if any(len(part.encode("utf-8", "replace")) > 255 for part in path.split("/")): return f"has a path with a name of over 255 bytes ({path[:40]!r}...)"
     captions = entry.get("captions")
     if not isinstance(captions, list) or not captions: return "has no captions; give a list of sentences"
-    empty = [i for i, c in enumerate(captions) if not isinstance(c, str) or not c.strip()]
+    other = [c for c in captions if not isinstance(c, str)]
+    if other: return f"has a caption that is no text ({str(other[0])[:40]!r}); write it as a sentence in quotes"
+    empty = [i for i, c in enumerate(captions) if not c.strip()]
     if empty: return f"has an empty caption (number {empty[0]}); describe the image or remove the caption"
 
 # %% ../nbs/02_data.ipynb #4d1401c9
@@ -64,7 +66,8 @@ def read_entries(
     file: Path, # annotation file
 ) -> list: # its objects, not yet checked
     "Read an annotation file."
-    try: entries = json.loads(file.read_text(encoding="utf-8-sig"))
+    try: entries = json.loads(file.read_bytes()) # in UTF-8, -16 or -32, with a mark of the order of bytes or without
+    except OSError as e: raise UserError(f"{file}: cannot be read ({e.strerror or e}); mend its permissions, or fetch it again.") from e
     except (ValueError, RecursionError) as e: raise UserError(f"{file}: is no valid JSON ({e}); fetch the file again.") from e
     if not isinstance(entries, list) or not entries: raise UserError(f"{file}: must be a list of at least one image; this is another file, or an empty one.")
     return entries
@@ -72,7 +75,7 @@ def read_entries(
 def read_photos(
     root: str | Path, # folder that holds the data sets
     name: str, # a key of `LAYOUTS`
-    skip: frozenset = frozenset(), # paths of images to leave out
+    skip: frozenset = frozenset(), # (split, image file) of entries to leave out
 ) -> list[Photo]: # every image of every split, in the file's order
     "Read and check a data set's annotations; the first fault is named by file and entry."
     (file, images), key = locate(root, name), LAYOUTS[name].key
@@ -80,8 +83,8 @@ def read_photos(
     for i, entry in enumerate(entries):
         if fault := entry_fault(entry, key): raise UserError(f"{file}: entry {i} {fault}.")
     photos = [Photo(str(images / e[key]), e["id"], tuple(e["captions"]), e["split"]) for e in entries]
-    photos = [p for p in photos if p.path not in skip]
-    missing = [p.path for p in photos if not Path(p.path).is_file()]
+    photos = [p for p in photos if (p.split, p.path) not in skip]
+    missing = [p.path for p in photos if not os.path.isfile(p.path)]
     if missing: raise UserError(f"{missing[0]}: this image is missing ({len(missing)} of {len(photos)} are); fetch the data set's images again, or see all that is wrong with: cmlfa_check {root}")
     return photos
 
@@ -120,7 +123,7 @@ def read_splits(
     root: str | Path, # folder that holds the data sets
     name: str, # a key of `LAYOUTS`
     seed: int = 0, # of the held-out identities where the data set has no val split
-    skip: frozenset = frozenset(), # paths of images to leave out
+    skip: frozenset = frozenset(), # (split, image file) of entries to leave out
 ) -> dict[str, Split]: # train, val, test
     "Read a data set; what it lacks is said, except val, which is held out of train."
     photos, file, split_of = read_photos(root, name, skip), locate(root, name)[0], {}

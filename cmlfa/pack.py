@@ -30,7 +30,7 @@ def make_plan(
     name: str, # a key of `LAYOUTS`
     size: tuple[int, int], # height, width in pixels
     context: int = 77, # tokens in a row
-    skip: frozenset = frozenset(), # paths of images to leave out
+    skip: frozenset = frozenset(), # (split, image file) of entries to leave out
 ) -> tuple[dict, list]: # the plan, as JSON keeps it; the image files
     "What a pack of this data set holds."
     photos, (file, images) = read_photos(root, name, skip), locate(root, name)
@@ -122,7 +122,7 @@ def write_pack(
     context: int = 77, # tokens in a row
     workers: int = None, # processes; as many as cores if None
     progress: bool = True, # show a bar on a terminal
-    skip: frozenset = frozenset(), # paths of images to leave out
+    skip: frozenset = frozenset(), # (split, image file) of entries to leave out
 ) -> Path: # the pack's folder
     "Pack a data set: all of it or nothing, going on where an earlier attempt stopped."
     (plan, paths), folder = make_plan(root, name, size, context, skip), pack_folder(root, name, size)

@@ -1,6 +1,7 @@
 """The doctor, the import and the layout scripts as a user meets them."""
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -87,6 +88,11 @@ DAMAGES = { # what happened: (how, words of the finding, exit status)
     "a path out": (edit(lambda e, k: e[3].update({k: "../../secret.jpg"})), "leaves the folder", 1),
     "an absolute path": (edit(lambda e, k: e[3].update({k: "/etc/passwd"})), "leaves the folder", 1),
     "an id as text": (edit(lambda e, k: e[3].update(id="7")), "entry 3 has the id '7'", 1),
+    "an enormous id": (edit(lambda e, k: e[3].update(id=10**4000)), "must be a whole number below", 1),
+    "a caption that is no text": (edit(lambda e, k: e[3].update(captions=[{"a": 1}])), "entry 3 has a caption that is no text", 1),
+    "a folder as image": (image(3, lambda p: (p.unlink(), p.mkdir())), "is no file but a folder", 1),
+    "a link to itself": (image(3, lambda p: (p.unlink(), p.symlink_to(p))), "symbolic links", 1),
+    "a file of a terabyte": (image(3, lambda p: os.truncate(p, 10**12)), "has 1,000,000,000,000 bytes", 1),
     "an empty caption": (edit(lambda e, k: e[3].update(captions=[" "])), "empty caption", 1),
     "no captions": (edit(lambda e, k: e[3].pop("captions")), "has no captions", 1),
     "a name no file can have": (edit(lambda e, k: e[3].update({k: "\ud800.jpg"})), "no file can have this name", 1),
@@ -115,6 +121,64 @@ def test_damages_are_found_and_named(three, tmp_path, what, capsys):
     assert status(tmp_path) == wanted
     out = capsys.readouterr().out
     assert words in out and ("BROKEN" in out) == bool(wanted), out
+
+
+def test_what_is_no_file_is_not_opened(copy, tmp_path):
+    images, entries = copy / "CUHK-PEDES/imgs", json.loads(annotations(copy).read_text())
+    for n in (3, 4): (images / entries[n]["file_path"]).unlink()
+    os.mkfifo(images / entries[3]["file_path"])
+    (images / entries[4]["file_path"]).symlink_to("/dev/zero")
+    os.mkfifo(images / "unlisted.jpg")
+    (images / "loop").symlink_to(images)
+    done = subprocess.run([BIN / "cmlfa_check", copy, "--html", "r.html"], cwd=tmp_path, capture_output=True, text=True, timeout=100) # and not for ever
+    assert done.returncode == 1 and done.stdout.count("is no file but a pipe or a device") == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "unlisted.jpg" in (tmp_path / "r.html").read_text()
+
+
+def test_odd_names(copy, tmp_path, capsys):
+    images, entries = copy / "CUHK-PEDES/imgs", json.loads(annotations(copy).read_text())
+    odd = ["new\nline.jpg", "\U0001f600 <b>&.jpg", "x" * 251 + ".jpg", "\x1b[2J.jpg", "-rf.jpg", "a'b\"c.jpg"]
+    for e, name in zip(entries, odd):
+        (images / e["file_path"]).rename(images / name)
+        e["file_path"] = name
+    annotations(copy).write_text(json.dumps(entries))
+    shutil.copy(images / odd[0], os.fsencode(images) + b"/\xff\xfe.jpg") # no text in any encoding
+    assert status(copy, "--html", tmp_path / "r.html", "--json", tmp_path / "r.json") == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "??.jpg is in no entry" in out
+    assert json.loads((tmp_path / "r.json").read_text())[0]["found"]["unlisted"] and (tmp_path / "r.html").read_text().endswith("</html>")
+
+
+@pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_annotations_in_other_codings(copy, coding, capsys):
+    annotations(copy).write_bytes(annotations(copy).read_text().encode(coding))
+    assert status(copy) == 0, capsys.readouterr()
+
+
+def test_annotations_in_no_coding(copy, capsys):
+    annotations(copy).write_bytes(b"[\xff\x00\x80" * 50)
+    assert status(copy) == 1 and "is no valid JSON" in capsys.readouterr().out
+
+
+MORTAL = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.getuid() == 0 else [] # root, to whom nothing is forbidden, is made to obey
+
+
+@pytest.mark.skipif(bool(MORTAL) and not shutil.which("setpriv"), reason="root may read everything")
+@pytest.mark.parametrize("closed,name,code,words", [("", "cmlfa_check", 2, "cannot be read (Permission denied)"), ("CUHK-PEDES", "cmlfa_check", 1, "is missing"),
+    ("CUHK-PEDES/reid_raw.json", "cmlfa_check", 1, "cannot be read (Permission denied)"), ("CUHK-PEDES/imgs/cam_a", "cmlfa_check", 1, "cannot be read (Permission denied)"), ("CUHK-PEDES", "cmlfa_pack", 2, "is missing")])
+def test_folders_that_may_not_be_read(copy, closed, name, code, words):
+    place = copy / closed
+    mode = place.stat().st_mode
+    place.chmod(0)
+    try: done = subprocess.run([*MORTAL, BIN / name, copy], cwd="/", capture_output=True, text=True)
+    finally: place.chmod(mode)
+    assert done.returncode == code and words in done.stdout + done.stderr and "Traceback" not in done.stderr, done.stdout + done.stderr
+
+
+def test_nobody_reads_on(three):
+    p = subprocess.Popen([BIN / "cmlfa_check", three], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p.stdout.close()
+    assert p.wait(60) == 141 and p.stderr.read() == ""
 
 
 def test_nested_and_second_name(three, tmp_path, capsys):
@@ -153,7 +217,7 @@ def test_reports_hold_everything_and_no_script(copy, tmp_path):
 
 def test_wrong_requests(tmp_path, three, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for args, words in ((["nowhere"], "holds none of the folders"), ([three / "RSTPReid"], "is a data set itself"), ([three, "--dataset_name", "Market"], "Market"),
+    for args, words in ((["nowhere"], "there is no such folder"), ([annotations(three)], "is a file"), ([annotations(three), "--dataset_name", "CUHK-PEDES"], "there is no folder"), ([three / "RSTPReid"], "is a data set itself"), ([three, "--dataset_name", "Market"], "Market"),
                         ([three, "--workers", "0"], "workers"), ([three, "--dataset_name", "RSTPReid", "--json", "no/where.json"], "no/where.json")):
         code, err = status(*args), capsys.readouterr().err
         assert code == 2 and words in err.splitlines()[-1], err
@@ -173,17 +237,35 @@ def test_ctrl_c_is_a_sentence(copy):
     assert p.returncode == 130 and "stopped by Ctrl-C" in err and "Traceback" not in err, err
 
 
+def test_an_interrupted_drawing_is_named(tmp_path):
+    p = subprocess.Popen([BIN / "cmlfa_synth", tmp_path, "--size", "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    limit = time.time() + 60
+    while len(list(tmp_path.glob(".*/imgs/*/*.jpg"))) < 20 and time.time() < limit: time.sleep(.05)
+    p.send_signal(signal.SIGINT)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == 130 and "the same command goes on" in err and "Traceback" not in err, err
+    part, = tmp_path.iterdir()
+    small = run("cmlfa_synth", tmp_path, "--size", "small", "--seed", "1", cwd=tmp_path, check=True)
+    assert f"note: {part} holds" in small.stdout and "(size demo, seed 0, generator" in small.stdout
+    for args, words in ((["--size", "demo"], "holds size small, seed 1"), (["--size", "small"], "seed 0, generator 2 was asked for; remove it or choose another OUT")):
+        done = run("cmlfa_synth", tmp_path, *args, cwd=tmp_path)
+        assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
 def test_training_refuses_what_is_broken_and_can_go_on_without(copy, tmp_path):
     entries = json.loads(annotations(copy).read_text())
     train = [e for e in entries if e["split"] == "train"]
     (copy / "CUHK-PEDES/imgs" / train[0]["file_path"]).unlink()
     broken = copy / "CUHK-PEDES/imgs" / train[5]["file_path"]
     broken.write_bytes(broken.read_bytes()[:500])
+    next(e for e in entries if e["split"] == "test")["file_path"] = train[9]["file_path"] # one file in both
+    annotations(copy).write_text(json.dumps(entries))
     command = ["cmlfa_train", *PUBLISHED.format(copy).split(), *TINY, "--num_epoch", "1"]
     refused = run(*command, cwd=tmp_path)
     assert refused.returncode == 2 and f"cmlfa_check {copy}" in refused.stderr and "--allow_missing" in refused.stderr and "Traceback" not in refused.stderr
     done = run(*command, "--allow_missing", cwd=tmp_path, check=True)
-    assert "going on without 2 of 192 images" in done.stdout
+    assert "going on without 3 of 192 images (1 missing, 1 truncated, 1 leak)" in done.stdout
+    assert "48 images" in done.stdout # the test has all of its own
 
 
 def test_scripts(data, tmp_path):
