@@ -137,9 +137,9 @@ def results_table(
     report: dict, # what a run's metrics.json holds; empty if unknown
 ) -> str: # Markdown
     "A run's figures for the card, or the plain statement that there are none."
-    if not {"t2i", "i2t"} <= set(report): return "Not measured, or not recorded."
     keys = ("R1", "R5", "R10", "mAP", "mINP")
-    rows = [f"| {name} | " + " | ".join(f"{report[k][m]:.2f}" for m in keys) + " |" for k, name in (("t2i", "text to image"), ("i2t", "image to text"))]
+    try: rows = [f"| {name} | " + " | ".join(f"{report[k][m]:.2f}" for m in keys) + " |" for k, name in (("t2i", "text to image"), ("i2t", "image to text"))]
+    except (KeyError, TypeError, ValueError): return "Not measured, or not recorded." # somebody else's file may hold anything
     about = f"Split {report.get('split', 'unknown')}: {report.get('queries', '?')} captions, {report.get('gallery', '?')} images, {report.get('identities', '?')} identities. The epoch was chosen on {report.get('selected_on', 'an unknown split')}."
     return "\n".join(["| | " + " | ".join(keys) + " |", "|---" * 6 + "|", *rows, "", about])
 

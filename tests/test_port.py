@@ -115,6 +115,9 @@ BAD = {
     "another shape": (lambda f: save(f, dict(model=state() | {"ln_post.weight": torch.zeros(5)})), "ln_post.weight"),
     "CLIP's own weights": (lambda f: save(f, {k.removeprefix("base_model."): v for k, v in state().items()}), "go to --pretrain_choice"),
     "a ResNet": (lambda f: save(f, {"base_model.visual.layer1.0.conv1.weight": torch.zeros(1)}), "ResNet"),
+    "numbers that are none": (lambda f: save(f, dict(model=state() | {"ln_post.bias": torch.full((64,), float("nan"))})), "not finite (ln_post.bias)"),
+    "a tower without its projection": (lambda f: save(f, without("text_projection")), "text_projection"),
+    "a tower of another rank": (lambda f: save(f, dict(model=state() | {"base_model.visual.conv1.weight": torch.zeros(5)})), "no IRRA or CMLFA"),
     "a list": (lambda f: save(f, [1, 2]), "is no checkpoint of IRRA or CMLFA"),
 }
 
@@ -136,3 +139,13 @@ def test_the_trap_stays_shut_in_a_process_of_its_own(tmp_path):
 def test_the_wrong_geometry_is_named(tmp_path, capsys):
     line = refused(capsys, save(tmp_path / "x", dict(model=state())))
     assert "img_size" in line, line
+
+
+@pytest.mark.parametrize("held, said", [("img_size: 5", "is no height and width"), ("img_size: [a, b]", "is no height and width"), ("stride_size: 0", "is no number of pixels"), ("temperature: 0", "must be a number above 0"),
+                                        ("dataset_name: mine", "dataset_name 'mine' is unknown"), ("img_size: !!python/object/apply:os.mkdir [sprung]", "cannot be read as plain YAML")])
+def test_a_wrong_configs_yaml_is_refused_in_one_sentence(held, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = save(tmp_path / "x", dict(model=state()))
+    (file.parent / "configs.yaml").write_text("img_size: [96, 48]\nstride_size: 12\n" + held)
+    assert said in (line := refused(capsys, file)), line
+    assert not (tmp_path / "sprung").exists() and not (tmp_path / "x/best").exists()
