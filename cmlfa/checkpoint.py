@@ -72,7 +72,7 @@ def as_json(
     return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(cfg).items()}
 
 # %% ../nbs/12_checkpoint.ipynb #c22904c8
-FREE = {"name", "output_dir", "root_dir", "resume", "resume_ckpt_file", "config_file", "pretrain_choice", "quick_gelu", "backbone", "num_epoch",
+FREE = {"name", "output_dir", "root_dir", "resume", "resume_ckpt_file", "config_file", "pretrain_choice", "quick_gelu", "pos_interpolation", "backbone", "num_epoch",
         "log_period", "eval_period", "test_batch_size", "num_workers", "cpu", "mixed_precision", "clip_grad",
         "checkpoint_steps", "keep_checkpoints", "checkpoint_activations", "compile", "deterministic", "trackers"} # may differ when a run goes on
 
