@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['read_table', 'number_people', 'choose_splits', 'table_entries', 'import_table', 'lay_out']
 
-# %% ../nbs/03a_own.ipynb #54025a48
-import csv, json, os, shutil
+# %% ../nbs/03a_own.ipynb #ab2586ff
+import csv, io, json, os, shutil
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from random import Random
 from .synth import LAYOUTS, SPLITS, UserError
 from .data import entry_fault
 
-# %% ../nbs/03a_own.ipynb #617373f4
+# %% ../nbs/03a_own.ipynb #932f5d11
 def read_table(
     file: str | Path, # CSV with a line of headings, or JSON lines
 ) -> list[tuple[int, dict]]: # line number and row
@@ -21,12 +22,17 @@ def read_table(
     file = Path(file)
     try: text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as e: raise UserError(f"{file}: cannot be read as text ({getattr(e, 'strerror', None) or 'it is not UTF-8'}); give a CSV or JSON lines file in UTF-8.") from e
-    if file.suffix.lower() in (".jsonl", ".json"): return [(n, _object(file, n, line)) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-    reader = csv.DictReader(text.splitlines(keepends=True))
-    missing = {"path", "identity", "caption"} - set(reader.fieldnames or ())
-    if missing: raise UserError(f"{file}: line 1 has no column {' and '.join(sorted(missing))}; name the columns path, identity, caption and perhaps split.")
-    try: return [(reader.line_num, row) for row in reader]
-    except csv.Error as e: raise UserError(f"{file}: line {reader.line_num} cannot be read ({e}); mend the quotes in it.") from e
+    if file.suffix.lower() in (".jsonl", ".json"): return [(n, _object(file, n, line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=text.partition("\n")[0].count), strict=True)
+    try: return list(_rows(file, reader))
+    except csv.Error as e: raise UserError(f"{file}: cannot be read after line {reader.line_num} ({e}); mend the quotes there.") from e
+
+def _rows(file, reader): # of a CSV file
+    reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+    if missing := {"path", "identity", "caption"} - set(reader.fieldnames): raise UserError(f"{file}: line 1 has no column {' and '.join(sorted(missing))}; name the columns path, identity, caption and perhaps split.")
+    for row in reader:
+        if None in row: raise UserError(f"{file}: line {reader.line_num} has more fields than line 1; put quotes around a caption with a comma in it.")
+        yield reader.line_num, row
 
 def _object(file, n, line): # of one JSON line
     try: row = json.loads(line)
@@ -34,15 +40,20 @@ def _object(file, n, line): # of one JSON line
     if not isinstance(row, dict): raise UserError(f"{file}: line {n} is no JSON object; write one object a line.")
     return row
 
-# %% ../nbs/03a_own.ipynb #727df16f
+# %% ../nbs/03a_own.ipynb #e092747c
+def _text(value): # of a field, which JSON lines may give as a number
+    return str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
+
 def number_people(
     rows: list[tuple[int, dict]], # from `read_table`
 ) -> dict[str, int]: # name of a person to number
     "Whole numbers stay, names are numbered in the order of first appearance."
-    names = list(dict.fromkeys(str(r.get("identity") or "").strip() for _, r in rows))
-    if all(n.isdecimal() and n.isascii() and len(n) < 19 for n in names): return {n: int(n) for n in names}
+    names = list(dict.fromkeys(_text(r.get("identity")) for _, r in rows))
+    whole = all(n.isdecimal() and n.isascii() and len(n) < 19 for n in names)
+    if whole and len({int(n) for n in names}) == len(names): return {n: int(n) for n in names}
     return {n: k for k, n in enumerate(names)}
 
+# %% ../nbs/03a_own.ipynb #71eeb3cf
 def choose_splits(
     people: list[int], # numbers
     seed: int = 0, # fixes who
@@ -53,7 +64,7 @@ def choose_splits(
     Random(seed).shuffle(order)
     return {p: "test" if k < n else "val" if k < 2 * n else "train" for k, p in enumerate(order)}
 
-# %% ../nbs/03a_own.ipynb #44c9af0a
+# %% ../nbs/03a_own.ipynb #5185ce10
 def table_entries(
     file: str | Path, # the table
     layout: str, # a key of `LAYOUTS`
@@ -65,7 +76,7 @@ def table_entries(
     numbers = number_people(rows)
     splits = choose_splits(numbers.values(), seed) if not any(r.get("split") for _, r in rows) else {}
     for line, r in rows:
-        who, path = str(r.get("identity") or "").strip(), str(r.get("path") or "").strip()
+        who, path = _text(r.get("identity")), _text(r.get("path"))
         if not who: raise UserError(f"{file}: line {line} has no identity; say who is on the image.")
         new = {"split": r.get("split") or splits.get(numbers[who]), "captions": [r.get("caption")], key: path, "id": numbers[who], "processed_tokens": []}
         if fault := entry_fault(new, key): raise UserError(f"{file}: line {line} {fault}.")
@@ -74,20 +85,33 @@ def table_entries(
         if old is not new: old["captions"] += new["captions"]
     return list(entries.values()), numbers
 
-# %% ../nbs/03a_own.ipynb #33d8f635
+# %% ../nbs/03a_own.ipynb #4fa03f67
+def _no_files(folder, names): # what a copy leaves out: pipes, devices, and links to folders
+    return [n for n in names if not (os.path.isfile(p := os.path.join(folder, n)) or os.path.isdir(p) and not os.path.islink(p))]
+
 def _place(source, target, copy): # one file or folder
     target.parent.mkdir(parents=True, exist_ok=True)
     if not copy: target.symlink_to(source.resolve())
-    elif source.is_dir(): shutil.copytree(source, target)
+    elif os.path.isdir(source): shutil.copytree(source, target, ignore=_no_files)
     else: shutil.copy2(source, target)
 
-def _target(root, layout): # a folder that is not there yet
-    if layout not in LAYOUTS: raise UserError(f"there is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
+@contextmanager
+def _built(root, layout): # a folder that is moved to its place when it is whole
     folder = Path(root).expanduser() / layout
-    if folder.exists(): raise UserError(f"{folder}: is there already; remove it, or choose another DIR.")
-    return folder
+    part = folder.with_name(f".{layout}.{os.getpid()}")
+    try:
+        if os.path.lexists(folder): raise UserError(f"{folder}: is there already; look at it with cmlfa_check {root}, or choose another DIR.")
+        part.mkdir(parents=True)
+        yield part
+        part.rename(folder)
+    except OSError as e: raise UserError(f"{folder}: cannot be written ({e.strerror or 'some files could not be copied'}); make room, or choose another DIR.") from e
+    finally: shutil.rmtree(part, ignore_errors=True)
 
-# %% ../nbs/03a_own.ipynb #ff32883f
+def _known(layout): # or a sentence
+    if layout not in LAYOUTS: raise UserError(f"there is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
+    return LAYOUTS[layout]
+
+# %% ../nbs/03a_own.ipynb #7f3dbd71
 def import_table(
     file: str | Path, # the table
     images: str | Path, # folder that its paths start from
@@ -97,19 +121,17 @@ def import_table(
     copy: bool = False, # copy the images instead of linking to their folder
 ) -> Path: # the data set's folder
     "Write a table of captions as a data set in a public layout."
-    folder, images = _target(root, layout), Path(images).expanduser()
+    key, images = _known(layout).key, Path(images).expanduser()
     entries, numbers = table_entries(file, layout, seed)
-    gone = [e[LAYOUTS[layout].key] for e in entries if not (images / e[LAYOUTS[layout].key]).is_file()]
+    gone = [e[key] for e in entries if not os.path.isfile(images / e[key])]
     if gone: raise UserError(f"{images / gone[0]}: this image of the table is missing ({len(gone)} of {len(entries)} are); paths start from the folder of images.")
-    try:
-        for e in entries if copy else (): _place(images / e[LAYOUTS[layout].key], folder / "imgs" / e[LAYOUTS[layout].key], True)
-        if not copy: _place(images, folder / "imgs", False)
-        (folder / "identities.json").write_text(json.dumps(numbers, ensure_ascii=False), encoding="utf-8")
-        (folder / LAYOUTS[layout].files[0]).write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
-    except OSError as e: raise UserError(f"{folder}: cannot be written ({e.strerror or e}); make room or choose another DIR, and remove what is there.") from e
-    return folder
+    with _built(root, layout) as part:
+        for e in entries if copy else (): _place(images / e[key], part / "imgs" / e[key], True)
+        if not copy: _place(images, part / "imgs", False)
+        for name, content in (("identities.json", numbers), (LAYOUTS[layout].files[0], entries)): (part / name).write_text(json.dumps(content), encoding="utf-8")
+    return Path(root).expanduser() / layout
 
-# %% ../nbs/03a_own.ipynb #5b32617e
+# %% ../nbs/03a_own.ipynb #65352cd3
 def lay_out(
     name: str, # a key of `LAYOUTS`
     download: str | Path, # folder of the unpacked download
@@ -117,12 +139,14 @@ def lay_out(
     copy: bool = False, # copy instead of linking
 ) -> Path: # the data set's folder
     "Find a data set in a download, and link it to where it is expected."
-    folder, download = _target(root, name), Path(download).expanduser()
-    if not download.is_dir(): raise UserError(f"{download}: there is no such folder; give the folder of the unpacked download.")
-    found = sorted((p for f in LAYOUTS[name].files for p in download.rglob(f)), key=lambda p: len(p.parts))
-    if not found: raise UserError(f"{download}: holds no {' or '.join(LAYOUTS[name].files)}; the annotation file comes with the data set, perhaps as an archive of its own.")
+    files, download = _known(name).files, Path(download).expanduser()
+    if not os.path.isdir(download): raise UserError(f"{download}: there is no such folder; give the folder of the unpacked download.")
+    found = sorted((p for f in files for p in download.rglob(f) if os.path.isfile(p)), key=lambda p: len(p.parts))
+    if not found: raise UserError(f"{download}: holds no {' or '.join(files)}; the annotation file comes with the data set, perhaps as an archive of its own.")
     near = [p / "imgs" for p in (found[0].parent, *found[0].parents) if p.is_relative_to(download)]
-    images = next((p for p in near if p.is_dir()), next(iter(sorted(download.rglob("imgs"))), found[0].parent))
-    _place(found[0], folder / LAYOUTS[name].files[0], copy)
-    _place(images, folder / "imgs", copy)
-    return folder
+    images = next((p for p in [*near, *sorted(download.rglob("imgs"))] if os.path.isdir(p)), found[0].parent)
+    if Path(root).expanduser().resolve().is_relative_to(images.resolve()): raise UserError(f"{root}: lies among the images in {images}; choose a DIR outside of them.")
+    with _built(root, name) as part:
+        _place(found[0], part / files[0], copy)
+        _place(images, part / "imgs", copy)
+    return Path(root).expanduser() / name

@@ -194,7 +194,9 @@ def require_sound(
     bad = [k for k in report.found if KINDS[k][0]]
     only_images, out = set(bad) <= set(IMAGE_FAULTS), frozenset(report.leave_out)
     if only_images and allow_missing:
-        say(f"{name}: going on without {len(out)} of {sum(c['images'] for c in report.counts.values())} images ({', '.join(f'{len(report.found[k])} {k}' for k in bad)})")
+        gone = sum(split == "test" for split, _ in out)
+        say(f"{name}: going on without {len(out)} of {sum(c['images'] for c in report.counts.values())} images ({', '.join(f'{len(report.found[k])} {k}' for k in bad)})"
+            + f"; {gone} of them in test, so its results cannot be compared with published ones" * (gone > 0))
         return out
     what = ", ".join(f"{KINDS[k][1]}: {len(report.found[k]):,}" for k in bad)
     more = " Or go on without these images: --allow_missing." if only_images else ""
