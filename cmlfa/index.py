@@ -6,7 +6,7 @@
 __all__ = ['SUFFIXES', 'DEFAULT', 'find_images', 'read_metadata', 'fingerprint', 'open_model', 'Readable', 'embed_new', 'Report',
            'plan', 'team', 'gathered', 'my_device', 'sentences', 'index', 'main']
 
-# %% ../nbs/13e_index.ipynb #cd0dc69c
+# %% ../nbs/13e_index.ipynb #c6131152
 import argparse, csv, hashlib, json, os, shutil
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -28,7 +28,7 @@ from .items import Item, Model, number
 from .store import Store
 from .milvus import open_store
 
-# %% ../nbs/13e_index.ipynb #22104391
+# %% ../nbs/13e_index.ipynb #47ef3258
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 def find_images(
@@ -54,7 +54,7 @@ def find_images(
             except UnicodeEncodeError: bad[ascii(path)] = f"{Path(root) / ascii(path)}: its name is no UTF-8; rename it."
     return dict(sorted(found.items())), bad
 
-# %% ../nbs/13e_index.ipynb #6026d305
+# %% ../nbs/13e_index.ipynb #18c56bcb
 def read_metadata(
     file: str | Path, # CSV with a line of headings, one of them path
 ) -> dict[str, dict]: # path to column to value
@@ -68,7 +68,7 @@ def read_metadata(
     try: return {r["path"].strip().removeprefix("./"): {n: number(r[n].strip()) for n in names if n != "path" and (r[n] or "").strip()} for r in rows if r["path"]}
     except csv.Error as e: raise UserError(f"{file}: line {rows.line_num} cannot be read ({e}); mend the quotes in it.") from e
 
-# %% ../nbs/13e_index.ipynb #b09cc416
+# %% ../nbs/13e_index.ipynb #6814c13b
 DEFAULT = "synth-small" # the model that comes with the package
 
 def fingerprint(
@@ -92,7 +92,7 @@ def open_model(
     place = str(Path(name).resolve()) if Path(name).exists() and not (MODELS / str(name)).is_dir() else str(name)
     return model, Model(place, fingerprint(model), model.arch.dim)
 
-# %% ../nbs/13e_index.ipynb #2aed6ded
+# %% ../nbs/13e_index.ipynb #f6c25dcb
 class Readable(Dataset):
     "Image files as (checksum, pixels, what is wrong)."
     def __init__(self,
@@ -110,7 +110,7 @@ class Readable(Dataset):
 
 def _as_is(batch): return batch
 
-# %% ../nbs/13e_index.ipynb #4d3bd4e5
+# %% ../nbs/13e_index.ipynb #a30566a8
 @torch.inference_mode()
 def embed_new(
     store, # where vectors go
@@ -138,7 +138,7 @@ def embed_new(
     bar.close()
     return again, bad
 
-# %% ../nbs/13e_index.ipynb #d0d96fe6
+# %% ../nbs/13e_index.ipynb #46093c50
 @dataclass
 class Report:
     "What an indexing did."
@@ -165,7 +165,7 @@ def plan(
     todo = [Item(root, p, *s, meta=old[p].meta if p in old else {}) for p, s in found.items() if p not in old or (old[p].size, old[p].mtime) != s]
     return todo, [x for p, x in old.items() if p not in found]
 
-# %% ../nbs/13e_index.ipynb #0426ce87
+# %% ../nbs/13e_index.ipynb #441dcbfe
 def team() -> tuple[int, int]: # this process's number, how many there are
     "Alone, or one of those that torchrun started."
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -189,7 +189,7 @@ def my_device(
     device = pick_device(cpu)
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if device.type == "cuda" else device
 
-# %% ../nbs/13e_index.ipynb #db5b5f8f
+# %% ../nbs/13e_index.ipynb #b6ca0378
 def sentences(
     n: int, # how many
     seed: int = 0, # the same seed gives the same ones
@@ -198,7 +198,7 @@ def sentences(
     rng = Random(seed)
     return [phrase(choose(visible(sample_identity(rng), sample_shot(rng, rng.choice(CAMERAS))), rng), rng) for _ in range(n)]
 
-# %% ../nbs/13e_index.ipynb #0c879ab1
+# %% ../nbs/13e_index.ipynb #8c631376
 def _look(photos, store): # the images, what is wrong; or a refusal
     if not Path(photos).is_dir(): raise UserError(f"{photos}: there is no such folder; give the folder of images.")
     found, bad = find_images(photos)
@@ -224,7 +224,7 @@ def _model_of(store): # which model made it, if it is there
         if "there is no store here" in str(e) or "has no collection" in str(e): return DEFAULT
         raise
 
-# %% ../nbs/13e_index.ipynb #099d2bf0
+# %% ../nbs/13e_index.ipynb #8eddebb7
 def _share(store, root, found, model, rank, ranks, **how): # this process's share of the work: its report; images to forget
     known = store.known(root)
     todo, gone = plan(root, found, known)
@@ -239,7 +239,7 @@ class _Same: # a store that stays open
     def __enter__(self): return self.store
     def __exit__(self, *_): pass
 
-# %% ../nbs/13e_index.ipynb #8aaf4314
+# %% ../nbs/13e_index.ipynb #7eff6bf6
 def index(
     photos: str | Path, # a folder
     store: str | Path = "store", # a folder, the address of a Milvus server, or a path that ends in .db
@@ -278,7 +278,7 @@ def _finish(s, root, model, table, kind, gone, report): # what one process does 
     queries = model.encode_text(sentences(200)).cpu().numpy() if len(s) >= 100_000 or kind in ("hnsw", "ivfpq") else None
     report.said.append(s.reindex(kind, queries))
 
-# %% ../nbs/13e_index.ipynb #1a597e6d
+# %% ../nbs/13e_index.ipynb #5b0dcaf6
 @command
 def main(argv=None):
     "The command `cmlfa_index`."

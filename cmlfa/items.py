@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Item', 'Model', 'number', 'Where', 'parse_where', 'sql', 'same_model']
 
-# %% ../nbs/13b_items.ipynb #92dec53d
+# %% ../nbs/13b_items.ipynb #a47dca81
 import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from .synth import UserError
 
-# %% ../nbs/13b_items.ipynb #a60c19f1
+# %% ../nbs/13b_items.ipynb #8f4c3c06
 @dataclass(frozen=True)
 class Item:
     "One image of a store."
@@ -35,7 +35,7 @@ class Model:
     dim: int # length of a vector
     def __str__(self): return f"{self.name} ({self.fingerprint[:8]})"
 
-# %% ../nbs/13b_items.ipynb #39feac40
+# %% ../nbs/13b_items.ipynb #3fadadeb
 def number(
     text: str, # of a table or a condition
 ) -> int | float | str: # a number if that is what it is
@@ -58,7 +58,7 @@ def parse_where(
     if not m: raise UserError(f"where: {text!r} is no condition; write COLUMN=VALUE, or != < <= > >= in place of =.")
     return Where(m[1], m[2], m[3].strip("/") if m[1] == "folder" else m[3] if m[1] == "path" else number(m[3]))
 
-# %% ../nbs/13b_items.ipynb #63b0270c
+# %% ../nbs/13b_items.ipynb #6c0c3f42
 def sql(
     where: list[Where], # all must hold
 ) -> tuple[str, list]: # the condition, its values
@@ -77,7 +77,7 @@ def sql(
         values += [*names, w.value] + (names if kind else [])
     return " AND ".join(parts), values
 
-# %% ../nbs/13b_items.ipynb #6311fbf6
+# %% ../nbs/13b_items.ipynb #7f918721
 def same_model(
     place: str | Path, # the store, for the message
     theirs: Model, # that made it

@@ -224,7 +224,7 @@ def progress_of(t: Trainer) -> dict: # goes into a checkpoint's header
     return dict(config=as_json(t.cfg), epoch=t.epoch + 1, step=t.step, best=t.best, selected_on=t.cfg.val_dataset, seconds=time.time() - t.start)
 
 # %% ../nbs/12_loop.ipynb #5d9e4f4c
-FREE = {"name", "output_dir", "root_dir", "resume", "resume_ckpt_file", "config_file", "pretrain_choice", "quick_gelu", "backbone", "num_epoch",
+FREE = {"name", "output_dir", "root_dir", "resume", "resume_ckpt_file", "config_file", "pretrain_choice", "quick_gelu", "pos_interpolation", "backbone", "num_epoch",
         "log_period", "eval_period", "test_batch_size", "num_workers", "cpu", "mixed_precision"} # may differ when a run goes on
 
 # %% ../nbs/12_loop.ipynb #76c9e5a5

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROWS', 'expression', 'answering', 'connect', 'key', 'make_collections', 'MilvusStore', 'open_store']
 
-# %% ../nbs/13d_milvus.ipynb #d39dee7a
+# %% ../nbs/13d_milvus.ipynb #2b121b71
 import hashlib, json, logging, os
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ from .synth import UserError
 from .items import Item, Model, Where, same_model
 from .store import Store
 
-# %% ../nbs/13d_milvus.ipynb #2706c530
+# %% ../nbs/13d_milvus.ipynb #ef7acbec
 def expression(
     where: list[Where], # all must hold
 ) -> str: # empty if there are none
@@ -31,7 +31,7 @@ def expression(
         parts.append(f"(not exists {name} or {test})" if op == "!=" and name.startswith("meta") else f"({test})")
     return " and ".join(parts)
 
-# %% ../nbs/13d_milvus.ipynb #a9026f83
+# %% ../nbs/13d_milvus.ipynb #cc938957
 ROWS = 1000 # a request to the server
 
 @contextmanager
@@ -58,7 +58,7 @@ def connect(
         if "://" not in uri: Path(uri).expanduser().parent.mkdir(parents=True, exist_ok=True)
         return MilvusClient(uri if "://" in uri else str(Path(uri).expanduser()), token=os.environ.get("MILVUS_TOKEN", ""), timeout=10)
 
-# %% ../nbs/13d_milvus.ipynb #72ec1208
+# %% ../nbs/13d_milvus.ipynb #b91baa67
 def key(
     item: Item, # an image
 ) -> int: # of its row, the same for ever
@@ -84,7 +84,7 @@ def make_collections(
     make(name + "_model", 2, about=DataType.JSON)
     client.upsert(name + "_model", [dict(id=0, vector=[1., 0.], about=vars(model))])
 
-# %% ../nbs/13d_milvus.ipynb #3dd192de
+# %% ../nbs/13d_milvus.ipynb #f14b08d4
 class MilvusStore:
     "What `Store` does, on a Milvus server."
     index = None # Milvus keeps its own
@@ -110,7 +110,7 @@ class MilvusStore:
     def __exit__(self, *_): self.close()
     def close(self): self.client.close()
 
-# %% ../nbs/13d_milvus.ipynb #726c3edc
+# %% ../nbs/13d_milvus.ipynb #7920cd1f
 @patch
 def put(self: MilvusStore,
     items: list[Item], # new or changed
@@ -134,7 +134,7 @@ def remove(self: MilvusStore,
     with answering(self.uri):
         for i in range(0, len(items), ROWS): self.client.delete(self.name, ids=[key(x) for x in items[i:i + ROWS]])
 
-# %% ../nbs/13d_milvus.ipynb #566e4e3b
+# %% ../nbs/13d_milvus.ipynb #10de886e
 _FIELDS = ["root", "path", "size", "mtime", "hash", "meta"]
 
 def _item(row): return Item(*(row[f] for f in _FIELDS[:-1]), meta=dict(row["meta"] or {}), row=row.get("id"))
@@ -162,7 +162,7 @@ def vectors_of(self: MilvusStore,
     with answering(self.uri):
         return {r["hash"]: np.array(r["vector"], np.float32) for i in range(0, len(hashes), ROWS) for r in self._rows(f"hash in {json.dumps(hashes[i:i + ROWS])}", ["hash", "vector"])}
 
-# %% ../nbs/13d_milvus.ipynb #645ffb5a
+# %% ../nbs/13d_milvus.ipynb #8eccb4d6
 @patch
 def columns(self: MilvusStore) -> list[str]: # names
     "What conditions can be about, as far as a thousand images tell."
@@ -194,7 +194,7 @@ def part(self: MilvusStore, rank: int): return self # every process writes to th
 @patch
 def gather(self: MilvusStore): "Nothing to do."
 
-# %% ../nbs/13d_milvus.ipynb #3468236d
+# %% ../nbs/13d_milvus.ipynb #cb6c2e69
 def open_store(
     place: str | Path, # a folder, the address of a Milvus server, or a path that ends in .db
     model: Model | None = None, # that it must have been made by; needed to make a new one

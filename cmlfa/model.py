@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from .synth import UserError
 from .tokenizer import VOCAB_SIZE, Tokenizer
-from .clip import ARCHS, Arch, TextEncoder, check_arch, end_positions, text_mask, trim
+from .clip import Arch, TextEncoder, check_arch, end_positions, text_mask, trim
 from .resnet import image_tower
-from .weights import read_weights
-from .fitting import arch_of, download_weights, load_image_weights, load_text_weights
+from .fitting import load_image_weights, load_text_weights
+from .backbones import arch_named, pretrained
 from .lfa import LFA
 from .sff import fuse
 from .irr import IRR
@@ -180,24 +180,22 @@ def param_groups(self: CMLFA,
 
 # %% ../nbs/09_model.ipynb #cfb64920
 def build_model(
-    pretrain_choice: str, # 'ViT-B/16' (downloaded), a file of OpenAI's or open_clip's weights, or 'none'
-    backbone: str = "ViT-B/16", # architecture where nothing is pretrained: a key of `ARCHS`
+    pretrain_choice: str, # OpenAI's name of a backbone, open_clip's NAME:TAG, the path of weights, or 'none'
+    backbone: str = "ViT-B/16", # architecture where nothing is pretrained: a name of `python -m cmlfa.clip --list`, or tiny
     img_size: tuple[int, int] = (384, 128), # height, width in pixels
     stride_size: int = 16, # pixels from patch to patch
     text_length: int = 77, # longest caption in tokens
     vocab_size: int = 49408, # entries of the vocabulary
-    quick_gelu: bool = True, # activation of the weights: OpenAI's use QuickGELU, most of open_clip's do not, and shapes do not tell
+    quick_gelu: bool = True, # activation of a file that does not say it: OpenAI's is QuickGELU, most of open_clip's is not
+    pos_interpolation: str = "bicubic", # how learnt positions are moved to this grid: bicubic, or bilinear as published
     **kwargs, # everything else that `CMLFA` takes
 ) -> CMLFA: # on the CPU
     "A model from names and sizes, its encoders filled where weights are given."
-    if pretrain_choice == "none": arch, state = replace(ARCHS[backbone], vocab=vocab_size), None
-    else:
-        state, said = read_weights(download_weights() if pretrain_choice == "ViT-B/16" else pretrain_choice)
-        arch = arch_of(state, **{"quick_gelu": quick_gelu} | said)
+    state, arch = (None, replace(arch_named(backbone), vocab=vocab_size)) if pretrain_choice == "none" else pretrained(pretrain_choice, quick_gelu)
     if not VOCAB_SIZE <= vocab_size == arch.vocab:
         raise UserError(f"vocab_size: {vocab_size} was asked for, the encoder has {arch.vocab} entries and the tokenizer {VOCAB_SIZE}; leave vocab_size out, or give weights of CLIP's own vocabulary.")
     model = CMLFA(replace(arch, image_size=tuple(img_size), stride=stride_size, context=text_length), **kwargs)
     if state:
-        load_image_weights(model.image_encoder, state)
+        load_image_weights(model.image_encoder, state, pos_interpolation)
         load_text_weights(model.text_encoder, state)
     return model

@@ -6,14 +6,14 @@
 __all__ = ['BLOCK', 'MARGIN', 'KINDS', 'scan_blocks', 'scan_one', 'as_tensor', 'exact', 'read_once', 'choose_kind', 'empty_index',
            'build_index', 'candidates', 'approximate', 'recall', 'tune', 'save_index', 'load_index']
 
-# %% ../nbs/13a_nearest.ipynb #8ca7c05e
+# %% ../nbs/13a_nearest.ipynb #a1870c3c
 import os
 import faiss
 import numpy as np
 import torch
 from .synth import UserError
 
-# %% ../nbs/13a_nearest.ipynb #99ef8a7e
+# %% ../nbs/13a_nearest.ipynb #857dc81e
 BLOCK = 8192 # vectors that are compared at a time
 
 def scan_blocks(
@@ -32,7 +32,7 @@ def scan_blocks(
         where = torch.cat([where, ids.expand(len(queries), -1)], 1).gather(1, at)
     return best, where
 
-# %% ../nbs/13a_nearest.ipynb #7bf4868a
+# %% ../nbs/13a_nearest.ipynb #d82d2d52
 MARGIN = 0.002 # more than the rounding can move the difference of two scores
 
 def scan_one(
@@ -48,7 +48,7 @@ def scan_one(
     scores, at = scan_blocks(x, query[None], k, rows)
     return scores[0], at[0]
 
-# %% ../nbs/13a_nearest.ipynb #c0f5f89d
+# %% ../nbs/13a_nearest.ipynb #1af48c1b
 def as_tensor(
     vectors: np.ndarray, # an array or a memory map
 ) -> torch.Tensor: # the same memory
@@ -72,14 +72,14 @@ def exact(
         scores, rows = map(torch.stack, zip(*(scan_one(x, one, k, mask) for one in q)))
     return scores.numpy(), rows.numpy()
 
-# %% ../nbs/13a_nearest.ipynb #c21de5f1
+# %% ../nbs/13a_nearest.ipynb #80490ec3
 def read_once(
     vectors: np.ndarray, # float16, N x D
 ) -> int: # of no use
     "Read every byte, and do as little as possible with it."
     return int(as_tensor(vectors).view(torch.int64).max())
 
-# %% ../nbs/13a_nearest.ipynb #47da1865
+# %% ../nbs/13a_nearest.ipynb #108dde0d
 KINDS = ("exact", "hnsw", "ivfpq")
 
 def choose_kind(
@@ -90,7 +90,7 @@ def choose_kind(
     if n < 500_000: return "hnsw", f"at {n:,} vectors a graph answers quickest, and still builds in minutes"
     return "ivfpq", f"at {n:,} vectors a graph would take long to build and fill the memory; lists of short codes build in minutes and stay small"
 
-# %% ../nbs/13a_nearest.ipynb #f9e58d1d
+# %% ../nbs/13a_nearest.ipynb #a9ab2ba4
 def empty_index(
     kind: str, # 'hnsw' or 'ivfpq'
     n: int, # vectors that will come
@@ -120,7 +120,7 @@ def build_index(
     for i in range(0, n, 50_000): index.add(vectors[i:i + 50_000].astype(np.float32))
     return index
 
-# %% ../nbs/13a_nearest.ipynb #d7b1d35f
+# %% ../nbs/13a_nearest.ipynb #29aa02b0
 def candidates(
     index: faiss.Index, # from `build_index`
     queries: np.ndarray, # float32, Q x D
@@ -135,7 +135,7 @@ def candidates(
     params = faiss.SearchParametersHNSW(efSearch=max(effort, c), **chosen) if hnsw else faiss.SearchParametersIVF(nprobe=effort, **chosen)
     return index.search(np.ascontiguousarray(queries, np.float32), c, params=params)[1]
 
-# %% ../nbs/13a_nearest.ipynb #bf01ccf4
+# %% ../nbs/13a_nearest.ipynb #26e9c851
 def approximate(
     index: faiss.Index, # over the first rows
     vectors: np.ndarray, # unit vectors, float16, N x D
@@ -154,7 +154,7 @@ def approximate(
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
 
-# %% ../nbs/13a_nearest.ipynb #e1af59a2
+# %% ../nbs/13a_nearest.ipynb #fc655050
 def recall(
     found: np.ndarray, # rows, Q x k
     right: np.ndarray, # rows that the exact way gives, Q x k
@@ -178,7 +178,7 @@ def tune(
         if tried[-1][1] >= goal or effort >= most: return tried
         effort = min(2 * effort, most)
 
-# %% ../nbs/13a_nearest.ipynb #f9988fc4
+# %% ../nbs/13a_nearest.ipynb #3e2a04f5
 def save_index(
     index: faiss.Index, # from `build_index`
     path: str | os.PathLike, # the file

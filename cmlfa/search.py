@@ -11,7 +11,6 @@ import argparse, base64, html, io, sys, textwrap, unicodedata, warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
@@ -43,7 +42,7 @@ def combine(
     apart = unwanted - (unwanted @ q)[:, None] * q # what is in them and not in q
     return unit(q - strength * unit(apart.sum(0))).astype(np.float32)
 
-# %% ../nbs/13_search.ipynb #381a3c0f
+# %% ../nbs/13_search.ipynb #7fed7e70
 def remarks(
     text: str, # a question
     model: CMLFA, # that will read it
@@ -57,7 +56,7 @@ def remarks(
     if len(model.tokenizer.encode(text)) + 2 > model.arch.context: out.append(f"note: {textwrap.shorten(text, 40, placeholder='...')!r} is longer than the {model.arch.context} tokens that the model reads; the rest of it does not count.")
     return out
 
-# %% ../nbs/13_search.ipynb #13d6fb9a
+# %% ../nbs/13_search.ipynb #193706a5
 @dataclass
 class Query:
     "A question."
@@ -79,7 +78,7 @@ class Query:
         weights = [(1 - mix) / max(1, n)] * n + [mix / max(1, len(images))] * len(images)
         return combine(np.stack([*texts[:n], *images]), weights, texts[n:])
 
-# %% ../nbs/13_search.ipynb #a81ff634
+# %% ../nbs/13_search.ipynb #5bfe6889
 @dataclass
 class Hit:
     "One image of an answer."
@@ -117,7 +116,7 @@ class Searcher:
         if len(found) < k: notes.append(f"note: {len(found)} images were found and {k} asked for; the store holds {len(self.store)}{', of which the conditions leave fewer' if where else ''}.")
         return Hits([Hit(n, s, i) for n, (s, i) in enumerate(found, 1)], str(query), notes)
 
-# %% ../nbs/13_search.ipynb #81eb0ee9
+# %% ../nbs/13_search.ipynb #c646c12a
 def search(
     query: str | list | Query, # a sentence, several that must all hold, or a `Query`
     store, # a folder, the address of a Milvus server, or a path that ends in .db
@@ -130,7 +129,7 @@ def search(
     texts = [query] if isinstance(query, str) else list(query or ()) if not isinstance(query, Query) else None
     return Searcher(store, model)(Query(texts, **more) if texts is not None else query, k, where)
 
-# %% ../nbs/13_search.ipynb #bb921d3e
+# %% ../nbs/13_search.ipynb #c6a9cc3c
 def thumbnail(
     file: Path, # an image file
     height: int = 256, # pixels
@@ -147,7 +146,7 @@ def _data(im): # the picture inside the page
     im.save(out := io.BytesIO(), "JPEG", quality=85)
     return f'<img src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">'
 
-# %% ../nbs/13_search.ipynb #fc6920d9
+# %% ../nbs/13_search.ipynb #6e4a3578
 STYLE = """<style>.cmlfa{font:14px/1.4 system-ui,sans-serif;color:#222;background:#fff;padding:1em}.cmlfa h1{font-size:1.2em;margin:0 0 .2em}.cmlfa p{margin:.2em 0;color:#666}
 .cmlfa div{display:flex;flex-wrap:wrap;gap:12px;margin-top:1em}.cmlfa figure{margin:0;width:128px}.cmlfa img,.cmlfa i{display:block;width:128px;height:256px;object-fit:contain;background:#eee}
 .cmlfa i{line-height:256px;text-align:center;color:#888}.cmlfa figcaption{font-size:12px;overflow-wrap:anywhere;color:#666}.cmlfa b{color:#222}</style>"""
@@ -164,22 +163,23 @@ def sheet(
     notes = "".join(f"<p>{html.escape(n)}</p>" for n in hits.notes)
     return f'{STYLE}<section class="cmlfa"><h1>{html.escape(hits.question)}</h1>{notes}<div>{"".join(map(figure, hits))}</div></section>'
 
-# %% ../nbs/13_search.ipynb #2916fdf8
+# %% ../nbs/13_search.ipynb #142d6a0b
 def plot_hits(
     hits: Hits, # an answer
     columns: int = 8, # images in a row
-) -> Figure: # close it when done
+) -> Figure: # to show or to save
     "A contact sheet as a picture."
     rows = max(1, -(-len(hits) // columns))
-    fig, axes = plt.subplots(rows, columns, figsize=(1.15 * columns, 2.75 * rows + .5), squeeze=False)
+    fig = Figure((1.15 * columns, 2.75 * rows + .5)) # not pyplot's, so nobody has to close it
+    axes = fig.subplots(rows, columns, squeeze=False)
     for ax in axes.flat: ax.axis("off")
     for h, ax in zip(hits, axes.flat):
         im = thumbnail(h.file)
         ax.imshow(im or Image.new("RGB", (128, 256), "#eee"))
         if not im: ax.text(64, 128, "gone", ha="center", color="#888")
-        name = textwrap.fill(h.item.path if len(h.item.path) < 45 else "..." + h.item.path[-42:], 16)
+        name = textwrap.fill(h.item.path if len(h.item.path) < 45 else "..." + h.item.path[-42:], 22)
         ax.set_title(f"{h.rank}   {h.score:.3f}", fontsize=9)
-        ax.text(.5, -.03, name, transform=ax.transAxes, ha="center", va="top", fontsize=6, color="#666", parse_math=False) # a $ in a name is a $
+        ax.text(.5, -.03, name, transform=ax.transAxes, ha="center", va="top", fontsize=5.5, color="#666", parse_math=False) # a $ in a name is a $
     fig.suptitle(textwrap.fill(hits.question, 14 * columns), fontsize=10, y=1 - .1 / fig.get_figheight(), va="top", parse_math=False)
     fig.subplots_adjust(left=.01, right=.99, top=1 - .75 / fig.get_figheight(), bottom=.12 / rows, wspace=.08, hspace=.3)
     return fig
@@ -195,12 +195,10 @@ def save_hits(
             return
         with warnings.catch_warnings(): # a name in a script that the font lacks shows as boxes
             warnings.simplefilter("ignore")
-            fig = plot_hits(hits)
-            fig.savefig(file, dpi=130)
-            plt.close(fig)
+            plot_hits(hits).savefig(file, dpi=130)
     except (OSError, ValueError) as e: raise UserError(f"{file}: cannot be written ({getattr(e, 'strerror', None) or e}); choose another place, and end its name in .html or .png.") from e
 
-# %% ../nbs/13_search.ipynb #5788ebaa
+# %% ../nbs/13_search.ipynb #c3381f54
 @command
 def main(argv=None):
     "The command `cmlfa_search`."

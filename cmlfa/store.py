@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERSION', 'SCHEMA', 'write_manifest', 'read_manifest', 'open_items', 'transaction', 'Store']
 
-# %% ../nbs/13c_store.ipynb #42486715
+# %% ../nbs/13c_store.ipynb #4f188d86
 import fcntl, json, os, shutil, sqlite3
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from .synth import UserError
 from .items import Item, Model, Where, same_model, sql
 from .nearest import approximate, build_index, choose_kind, exact, load_index, save_index, tune
 
-# %% ../nbs/13c_store.ipynb #b1cd647b
+# %% ../nbs/13c_store.ipynb #f1611491
 VERSION = 1 # of the format
 
 def write_manifest(
@@ -44,7 +44,7 @@ def read_manifest(
     except UserError: raise
     except (OSError, ValueError, KeyError, TypeError) as e: raise UserError(f"{file}: cannot be read ({e}); fetch the store again, or index anew into another folder.") from e
 
-# %% ../nbs/13c_store.ipynb #9739ddd6
+# %% ../nbs/13c_store.ipynb #0de63476
 SCHEMA = """
 CREATE TABLE items(row INTEGER PRIMARY KEY, root TEXT, path TEXT, folder TEXT, size INTEGER, mtime INTEGER, hash TEXT, meta TEXT, UNIQUE(root, path));
 CREATE INDEX by_hash ON items(hash);
@@ -70,7 +70,7 @@ def open_items(
         return db
     except (sqlite3.Error, TypeError) as e: raise UserError(f"{file}: is damaged ({e}); fetch the store again, or index anew into another folder.") from e
 
-# %% ../nbs/13c_store.ipynb #b91a45f1
+# %% ../nbs/13c_store.ipynb #81e1e751
 @contextmanager
 def transaction(
     db: sqlite3.Connection, # of a store
@@ -82,7 +82,7 @@ def transaction(
     except BaseException: db.execute("ROLLBACK"); raise
     db.execute("COMMIT")
 
-# %% ../nbs/13c_store.ipynb #15d922da
+# %% ../nbs/13c_store.ipynb #5b0207b1
 class Store:
     "Vectors and facts in a folder."
     def __init__(self,
@@ -111,7 +111,7 @@ class Store:
         self.db.close()
         if self._lock: self._lock.close()
 
-# %% ../nbs/13c_store.ipynb #4330a8ef
+# %% ../nbs/13c_store.ipynb #c630e59d
 @patch
 def _take_lock(self: Store): # or say who has it
     self.folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def _there(self: Store): # vectors that the file holds, counted or not
     file = self.folder / "vectors.f16"
     return file.stat().st_size // (2 * self.model.dim) if file.exists() else 0
 
-# %% ../nbs/13c_store.ipynb #5a3fae4b
+# %% ../nbs/13c_store.ipynb #42812e64
 @patch(as_prop=True)
 def vectors(self: Store) -> np.ndarray: # float16, N x D, mapped
     "The vectors of all rows, holes included."
@@ -150,7 +150,7 @@ def _mend(self: Store): # forget rows whose vectors were cut off
         write_manifest(self.folder, self.model) # without the index, which knows rows that are gone
         self.index = None
 
-# %% ../nbs/13c_store.ipynb #b76b4a5d
+# %% ../nbs/13c_store.ipynb #30ebdb19
 @patch
 def _append(self: Store, vectors, n): # vectors behind the n that count
     with open(self.folder / "vectors.f16", "r+b" if n else "w+b") as f:
@@ -186,7 +186,7 @@ def remove(self: Store,
         self.db.executemany("INSERT INTO holes VALUES (?)", [(i.row,) for i in items])
         self.db.executemany("DELETE FROM items WHERE row=?", [(i.row,) for i in items])
 
-# %% ../nbs/13c_store.ipynb #e21bedb4
+# %% ../nbs/13c_store.ipynb #82044bbc
 _FACTS = "root, path, size, mtime, hash, meta, row"
 def _item(root, path, size, mtime, hash, meta, row): return Item(root, path, size, mtime, hash, json.loads(meta), row)
 
@@ -209,7 +209,7 @@ def vectors_of(self: Store,
         for h, row in self.db.execute(f"SELECT hash, min(row) FROM items WHERE hash IN ({','.join('?' * len(some))}) GROUP BY hash", some): found[h] = np.array(all_vectors[row])
     return found
 
-# %% ../nbs/13c_store.ipynb #b9f4b33f
+# %% ../nbs/13c_store.ipynb #5fa60ee6
 @patch
 def columns(self: Store) -> list[str]: # names
     "What conditions can be about."
@@ -233,7 +233,7 @@ def _index(self: Store): # the approximate index, opened at the first use
     if self.index and self._ann[0] != self.index["file"]: self._ann = self.index["file"], load_index(self.folder / self.index["file"])
     return self._ann[1]
 
-# %% ../nbs/13c_store.ipynb #95958b2d
+# %% ../nbs/13c_store.ipynb #c35b5ee0
 @patch
 def search(self: Store,
     queries: np.ndarray, # unit vectors, float32, Q x D
@@ -251,7 +251,7 @@ def search(self: Store,
         get = lambda r: _item(*self.db.execute(f"SELECT {_FACTS} FROM items WHERE row=?", (int(r),)).fetchone())
         return [[(float(s), get(r)) for s, r in zip(*both) if r >= 0] for both in zip(scores, rows)]
 
-# %% ../nbs/13c_store.ipynb #7baacf5e
+# %% ../nbs/13c_store.ipynb #6ec1a3ac
 @patch
 def reindex(self: Store,
     kind: str = "auto", # 'auto' chooses; or one of `KINDS`
@@ -283,7 +283,7 @@ def _disturbed(vectors): # queries near some of the vectors
     some += rng.normal(size=some.shape) * 0.5 / np.sqrt(some.shape[1])
     return (some / np.linalg.norm(some, axis=1, keepdims=True)).astype(np.float32)
 
-# %% ../nbs/13c_store.ipynb #137b0a14
+# %% ../nbs/13c_store.ipynb #61710ee6
 @patch
 def part(self: Store,
     rank: int, # number of a process

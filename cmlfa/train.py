@@ -135,7 +135,7 @@ def model_of(
     identities: int, # training identities
 ) -> CMLFA: # on the CPU
     "The model that a configuration describes."
-    return build_model(cfg.pretrain_choice, cfg.backbone, cfg.img_size, cfg.stride_size, cfg.text_length, cfg.vocab_size, cfg.quick_gelu, identities=identities,
+    return build_model(cfg.pretrain_choice, cfg.backbone, cfg.img_size, cfg.stride_size, cfg.text_length, cfg.vocab_size, cfg.quick_gelu, cfg.pos_interpolation, identities=identities,
                        losses=cfg.loss_names, prototypes=cfg.prototypes, lfa_layers=cfg.lfa_layers, cmt_depth=cfg.cmt_depth,
                        temperature=cfg.temperature, itc_positives=cfg.itc_positives)
 
