@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'POSITIVE', 'USED_WITH', 'Config', 'field_comments', 'check_schedule', 'validate', 'check_used',
-           'from_dict', 'read_yaml', 'load_config', 'save_config', 'make_parser', 'parse_args']
+           'from_dict', 'read_yaml', 'load_config', 'save_config', 'make_parser', 'own_sizes', 'parse_args']
 
 # %% ../nbs/10_config.ipynb #f710eb45
 import argparse
 import inspect
+import os
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import get_origin, get_type_hints
 import yaml
 from .synth import LAYOUTS, UserError
 from .batches import FLIPS, SAMPLERS
-from .clip import ARCHS
+from .fitting import INTERPOLATIONS
+from .backbones import arch_named, natural_sizes, split_choice
 from .losses import loss_names
 
 # %% ../nbs/10_config.ipynb #c2669765
@@ -32,7 +34,7 @@ class Config:
     resume: bool = False # go on with the run in this folder
     resume_ckpt_file: str = "" # go on from this checkpoint instead of the folder's last one
     # the model
-    pretrain_choice: str = "ViT-B/16" # ViT-B/16 (downloaded), a file of OpenAI's or open_clip's weights, or none
+    pretrain_choice: str = "ViT-B/16" # a backbone of python -m cmlfa.clip --list (fetched), open_clip's NAME:TAG, a file or folder of weights, or none
     temperature: float = 0.02 # tau of ITC and SDM
     img_aug: bool = False # augment: flip, shift, erase
     cmt_depth: int = 4 # blocks of the cross-modal encoder
@@ -73,12 +75,13 @@ class Config:
     root_dir: str = "data" # folder that holds the data sets
     sampler: str = "random" # random, or identity
     num_instance: int = 4 # pairs of one identity in a batch of the identity sampler
-    batch_size: int = 64 # pairs a step
+    batch_size: int = 64 # pairs a step, of each process
     test_batch_size: int = 512 # images or captions a step of evaluation
     num_workers: int = 8 # processes that decode images, two fewer than the cores at most
     # this project's own
-    backbone: str = "ViT-B/16" # architecture where pretrain_choice is none: ViT-B/16 or tiny
-    quick_gelu: bool = True # activation of a weights file: OpenAI's use QuickGELU, most of open_clip's do not (--no-quick_gelu)
+    backbone: str = "ViT-B/16" # architecture where pretrain_choice is none: a name of python -m cmlfa.clip --list, or tiny
+    quick_gelu: bool = True # activation of a weights file that does not say it: OpenAI's is QuickGELU, most of open_clip's is not (--no-quick_gelu)
+    pos_interpolation: str = "bicubic" # how learnt positions are moved to this img_size: bicubic, or bilinear as published
     prototypes: int = 9 # K of the latent feature alignment; 0 is the IRRA baseline
     lfa_layers: int = 6 # transformer blocks over the prototypes
     itc_loss_weight: float = 5.0 # factor of ITC; the published code has 5 built in
@@ -89,6 +92,14 @@ class Config:
     allow_missing: bool = False # leave images out that are missing or broken, and say how many
     long_captions: str = "cut" # captions beyond text_length: cut (as published, and said), or refuse
     clip_grad: float = 0.0 # largest norm of the gradient; 0 leaves it as it is
+    checkpoint_steps: int = 500 # steps between two checkpoints within an epoch; 0 saves only at the end of each epoch
+    keep_checkpoints: int = 2 # checkpoints to go on from that are kept, the newest included
+    trackers: str = "" # besides TensorBoard: wandb, mlflow or another that accelerate knows, joined by '+'
+    learn_temperature: bool = False # let training move the temperature from where it starts
+    checkpoint_activations: bool = False # compute the insides of the blocks twice instead of keeping them: less memory, more time
+    compile: bool = False # let torch.compile fuse the model's operations; the first steps take minutes
+    deterministic: bool = False # only operations that give the same bits each time, on a GPU too
+    cache_chunk: int = 0 # pairs in memory at once (gradient caching), for batches that do not fit; 0: the whole batch
     mixed_precision: str = "auto" # auto, no, bf16 or fp16
     cpu: bool = False # stay on the CPU even if there is a GPU
     seed: int = 1 # of everything random
@@ -110,12 +121,12 @@ def field_comments() -> dict[str, str]: # name -> the comment beside it
 CHOICES = dict(
     val_dataset=("val", "test"), optimizer=("Adam", "AdamW", "SGD"), warmup_method=("linear", "constant"),
     lrscheduler=("cosine", "step", "exp", "poly", "linear"), dataset_name=tuple(LAYOUTS), sampler=SAMPLERS, flip=FLIPS,
-    backbone=tuple(ARCHS), itc_positives=("identity", "pair"), long_captions=("cut", "refuse"),
+    pos_interpolation=INTERPOLATIONS, itc_positives=("identity", "pair"), long_captions=("cut", "refuse"),
     mixed_precision=("auto", "no", "bf16", "fp16"))
 
 # %% ../nbs/10_config.ipynb #406d05f7
 POSITIVE = ("temperature", "lr", "num_epoch", "batch_size", "test_batch_size", "num_instance", "eval_period", "log_period",
-            "stride_size", "text_length", "vocab_size", "lr_factor", "bias_lr_factor", "power", "gamma") # must be above 0
+            "stride_size", "text_length", "vocab_size", "lr_factor", "bias_lr_factor", "power", "gamma", "keep_checkpoints") # must be above 0
 
 # %% ../nbs/10_config.ipynb #1253a3b6
 def check_schedule(
@@ -147,6 +158,8 @@ def validate(
     if cfg.masked_token_rate + cfg.masked_token_unchanged_rate > 1: raise UserError("masked_token_rate: together with masked_token_unchanged_rate it is more than 1; make them smaller.")
     if not 0 < cfg.mlm_rate < 1: raise UserError(f"mlm_rate: {cfg.mlm_rate} must lie between 0 and 1.")
     if cfg.name in ("", ".", "..") or Path(cfg.name).name != cfg.name: raise UserError(f"name: {cfg.name!r} must be a plain name, without a path; use output_dir for the place.")
+    if cfg.pretrain_choice == "none": arch_named(cfg.backbone)
+    split_choice(cfg.pretrain_choice) # a name whose towers cannot be built is refused here, before any data is read
     check_schedule(cfg)
     cfg.losses # an unknown loss is refused where the names are read
     return cfg
@@ -162,7 +175,7 @@ USED_WITH = (
     | _needs("mlm_loss_weight mlm_rate cmt_depth masked_token_rate masked_token_unchanged_rate", "loss_names without mlm", lambda c: "mlm" in c.losses)
     | _needs("id_loss_weight", "loss_names without id", lambda c: "id" in c.losses)
     | _needs("itc_loss_weight itc_positives", "loss_names without itc", lambda c: "itc" in c.losses)
-    | _needs("temperature", "loss_names without itc and sdm", lambda c: {"itc", "sdm"} & set(c.losses))
+    | _needs("temperature learn_temperature", "loss_names without itc and sdm", lambda c: {"itc", "sdm"} & set(c.losses))
     | _needs("momentum", "an optimizer other than SGD", lambda c: c.optimizer == "SGD")
     | _needs("alpha beta", "optimizer SGD", lambda c: c.optimizer != "SGD")
     | _needs("milestones", "an lrscheduler other than step", lambda c: c.lrscheduler == "step")
@@ -171,10 +184,12 @@ USED_WITH = (
     | _needs("target_lr", "lrscheduler step or exp", lambda c: c.lrscheduler in ("cosine", "poly", "linear"))
     | _needs("warmup_factor warmup_method", "warmup_epochs 0", lambda c: c.warmup_epochs > 0)
     | _needs("num_instance", "sampler random", lambda c: c.sampler == "identity")
+    | _needs("cache_chunk", "a batch_size that is no larger", lambda c: c.cache_chunk < c.batch_size)
     | _needs("resume_ckpt_file", "no --resume", lambda c: c.resume)
     | _needs("lfa_layers", "prototypes 0", lambda c: c.prototypes > 0)
     | _needs("pad flip", "no --img_aug", lambda c: c.img_aug)
-    | _needs("quick_gelu", "no weights from a file", lambda c: c.pretrain_choice not in ("none", "ViT-B/16"))
+    | _needs("quick_gelu", "weights that have a name, or none", lambda c: c.pretrain_choice != "none" and not split_choice(c.pretrain_choice)[0])
+    | _needs("pos_interpolation", "no pretrained weights", lambda c: c.pretrain_choice != "none")
     | _needs("backbone", "pretrained weights, which bring their own sizes", lambda c: c.pretrain_choice == "none"))
 
 # %% ../nbs/10_config.ipynb #d59d120b
@@ -235,9 +250,14 @@ def save_config(
     cfg: Config, # settings
     file: str | Path, # YAML file to write
 ):
-    "Write every setting as plain YAML."
+    "Write every setting as plain YAML; the file is whole or not there."
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(cfg).items()}
-    Path(file).write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
+    part = Path(file).with_suffix(".yaml.part")
+    with open(part, "w", encoding="utf-8") as f:
+        f.write(yaml.safe_dump(plain, sort_keys=False))
+        f.flush()
+        os.fsync(f.fileno()) # else a power cut could leave an empty file under the right name
+    os.replace(part, file)
 
 # %% ../nbs/10_config.ipynb #5e3eafa4
 class _Parser(argparse.ArgumentParser):
@@ -263,6 +283,15 @@ def _numbers(text):
     parts = re.split(r"[\s,]+", text.strip("()[] "))
     return [int(p) if re.fullmatch(r"-?\d+", p) else p for p in parts] # what is no whole number is refused with its name
 
+# %% ../nbs/10_config.ipynb #941fe2b7
+def own_sizes(
+    values: dict, # settings as given
+) -> dict: # img_size and stride_size of the chosen backbone, where its name tells them
+    "The sizes that suit the chosen backbone."
+    choice = values.get("pretrain_choice", Config.pretrain_choice)
+    name = values.get("backbone", Config.backbone) if choice == "none" else split_choice(choice)[0]
+    return natural_sizes(name) if name else {}
+
 # %% ../nbs/10_config.ipynb #e429e5b8
 def parse_args(
     argv: list[str] | None = None, # the command line; this process's if None
@@ -273,6 +302,6 @@ def parse_args(
         if get_origin(f.type) is tuple and f.name in given: given[f.name] = _numbers(" ".join(given[f.name]))
     base = read_yaml(given["config_file"]) if given.get("config_file") else {}
     from_dict(base, given.get("config_file", "")) # so that the file is blamed for the file's faults only
-    cfg = from_dict(base | given, "the command line")
+    cfg = from_dict(own_sizes(base | given) | base | given, "the command line")
     check_used(cfg, set(given))
     return cfg

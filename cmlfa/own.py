@@ -60,7 +60,7 @@ def choose_splits(
 ) -> dict[int, str]: # number to split
     "A tenth of the people to val and to test each, at least one."
     order, n = sorted(set(people)), max(1, len(set(people)) // 10)
-    if len(order) < 3: raise UserError(f"the table has {len(order)} people; at least 3 are needed, one for each of train, val and test.")
+    if len(order) < 3: raise UserError(f"the table needs at least 3 people, one for each of train, val and test, and has {len(order)}; add some, or a column split.")
     Random(seed).shuffle(order)
     return {p: "test" if k < n else "val" if k < 2 * n else "train" for k, p in enumerate(order)}
 

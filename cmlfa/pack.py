@@ -74,13 +74,13 @@ def write_block(
 # %% ../nbs/03b_pack.ipynb #fa4a243f
 def _begin(part, plan, paths): # the numbers of the blocks that are done already
     pixels, done = len(paths) * 3 * plan["size"][0] * plan["size"][1], part / "done"
-    if not ((part / "plan.json").is_file() and json.loads((part / "plan.json").read_text()) == plan): # nothing, or the beginning of another pack
+    if not ((part / "plan.json").is_file() and (part / "plan.json").read_bytes() == json.dumps(plan).encode()): # nothing, or the beginning of another pack
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         with open(part / "images.u8", "wb") as f: f.truncate(pixels)
         done.touch()
         (part / "plan.json").write_text(json.dumps(plan))
-    blocks = {int(line) for line in done.read_text().split("\n")[:-1]} # a line that was cut off does not count
+    blocks = {int(line) for line in done.read_text().split("\n")[:-1] if line.isdecimal()} # a line that was cut off does not count
     check_room(plan, part, len(blocks) * BLOCK * 3 * plan["size"][0] * plan["size"][1])
     return blocks
 
@@ -145,8 +145,11 @@ def write_pack(
 
 # %% ../nbs/03b_pack.ipynb #6f232eec
 def _read_index(folder): # of a pack
-    try: return json.loads((folder / "index.json").read_text())
-    except (OSError, ValueError) as e: raise UserError(f"{folder / 'index.json'}: cannot be read; remove {folder} and pack again with cmlfa_pack.") from e
+    try:
+        index = json.loads((folder / "index.json").read_text())
+        index["plan"]["version"], index["plan"]["images"], index["checksums"]["images.u8"] # is it one at all?
+        return index
+    except (OSError, ValueError, KeyError, TypeError) as e: raise UserError(f"{folder / 'index.json'}: cannot be read; remove {folder} and pack again with cmlfa_pack.") from e
 
 # %% ../nbs/03b_pack.ipynb #2ee9c08e
 class Packed(Dataset):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'UNIMPORTANT', 'identities_of', 'report_of', 'write_json', 'write_report', 'Run', 'open_run', 'pick_device',
-           'examine', 'find_dataset', 'test_run', 'group_runs', 'summarise', 'cell_text', 'markdown', 'matrix',
-           'place_of', 'test_many', 'caveats', 'parse', 'open_runs', 'main']
+           'examine', 'write_failures', 'find_dataset', 'test_run', 'group_runs', 'summarise', 'cell_text', 'markdown',
+           'matrix', 'place_of', 'test_many', 'caveats', 'parse', 'open_runs', 'main']
 
 # %% ../nbs/11d_protocol.ipynb #ad40ba6e
 import argparse
@@ -21,10 +21,13 @@ from .synth import LAYOUTS, UserError, command
 from .data import Split
 from .pack import open_splits
 from .share import find_weights
+from .gather import rank
 from .model import CMLFA
 from .config import Config, load_config
-from .measures import MEASURES, TIES, means
-from .evaluate import Scores, both_ways, embed_split, intervals, plot_rankings, table, workers, write_queries
+from .measures import MEASURES, TIES, Scores, means
+from .failures import find_failures, plot_failures, read_attributes
+from .rerank import Reranked
+from .evaluate import both_ways, embed_split, intervals, plot_rankings, table, workers, write_queries
 
 # %% ../nbs/11d_protocol.ipynb #9219a638
 WAYS = dict(t2i="text to image", i2t="image to text")
@@ -39,11 +42,15 @@ def report_of(
     scores: Scores | torch.Tensor, # of captions (rows) and images (columns), Q x G
     split: Split, # what was searched
     ties: str = "fair", # what becomes of equal scores, one of `TIES`
+    rerank: bool = False, # also after re-ranking by neighbours
 ) -> tuple[dict, dict]: # the report; each query's measures, as `both_ways` gives them
     "Measures with intervals, and counts."
     ways, who = both_ways(scores, split, ties), identities_of(split)
     report = {way: means(values) for way, values in ways.items()}
     report["interval95"] = {way: intervals(values, who[way]) for way, values in ways.items()}
+    if rerank:
+        again = Reranked(scores)
+        report["reranked"] = {way: means(values) for way, values in both_ways(again, split, ties).items()} | dict(zip(("k1", "k2", "weight"), again.settings))
     return report | dict(queries=len(split.captions), gallery=len(split.paths), identities=len(split.identities.unique()), ties=ties), ways
 
 # %% ../nbs/11d_protocol.ipynb #2b0cb321
@@ -108,6 +115,8 @@ def examine(
     dataset: str | None = None, # a key of `LAYOUTS` under the run's root_dir, or the data set's folder; its own if None
     split: str = "test", # what to search
     ties: str = "fair", # what becomes of equal scores, one of `TIES`
+    rerank: bool = False, # also after re-ranking by neighbours
+    failures: bool = False, # also a picture of failures by attribute; for drawn data
     out: str | Path | None = None, # where results are written; nowhere if None
     progress: bool = False, # show bars
     **more, # further figures for the report, such as train_seconds
@@ -116,12 +125,26 @@ def examine(
     (root, name), cfg, meta = find_dataset(dataset or run.cfg.dataset_name, run.cfg.root_dir), run.cfg, run.model.meta
     splits, images = open_splits(root, name, run.model.arch.image_size, cfg.seed, cfg.allow_missing)
     data, start = splits[split], time.time()
+    attributes = read_attributes(root, name, data) if failures else None # before the long part
     scores = embed_split(run.model, data, images[split], cfg.test_batch_size, workers(cfg.num_workers), progress)
-    report, ways = report_of(scores, data, ties)
+    report, ways = report_of(scores, data, ties, rerank)
     report |= dict(seconds=round(time.time() - start, 2), split=split, selected_on=meta.get("selected_on", "unknown"), epoch=meta.get("epoch"),
         dataset=name, trained_on=run.trained_on, run=run.name) | more
-    if out: write_report(report, ways, scores, data, out)
+    if out and rank() == 0: write_report(report, ways, scores, data, out)
+    if out and failures and rank() == 0: write_failures(scores, data, *attributes, out)
     return report
+
+def write_failures(
+    scores: Scores, # Q x G
+    split: Split, # what was searched
+    said: list[dict], # what each caption names
+    shown: list[dict], # what each image shows
+    folder: str | Path, # there already
+):
+    "Write failures.png."
+    fig = plot_failures(find_failures(scores, split, said, shown), shown)
+    fig.savefig(Path(folder) / "failures.png", dpi=110)
+    plt.close(fig)
 
 def find_dataset(
     dataset: str, # a key of `LAYOUTS`, or a folder whose name is one
@@ -168,6 +191,7 @@ def summarise(
     over = lambda f: {way: {m: f([r[way][m] for r in reports]) for m in MEASURES} for way in WAYS}
     same = {k: reports[0][k] for k in ("dataset", "split", "trained_on", "queries", "gallery", "identities", "ties")}
     chosen = sorted({r["selected_on"] for r in reports})
+    if all("reranked" in r for r in reports): same["reranked"] = {way: {m: fmean([r["reranked"][way][m] for r in reports]) for m in MEASURES} for way in WAYS}
     return over(fmean) | same | dict(selected_on="/".join(chosen), runs=[r["run"] for r in reports]) | (dict(spread=over(stdev)) if len(reports) > 1 else dict(interval95=reports[0]["interval95"]))
 
 # %% ../nbs/11d_protocol.ipynb #f88607cd
@@ -191,6 +215,7 @@ def markdown(
         for c in row:
             seeds = f" ({len(c['runs'])} seeds)" if len(c["runs"]) > 1 else ""
             lines.append(f"| {label}{seeds} | {c['trained_on']} | {c['selected_on']} | {c['dataset']} {c['split']} | " + " | ".join(cell_text(c, way, m) for m in MEASURES) + " |")
+            if "reranked" in c: lines.append("| re-ranked by neighbours | | | | " + " | ".join(f"{c['reranked'][way][m]:.2f}" for m in MEASURES) + " |")
     return "\n".join(lines)
 
 def matrix(
@@ -241,7 +266,7 @@ def caveats(
         ([f"{', '.join(unknown)}: nobody recorded which split chose the epoch; published weights were mostly chosen on test."] if unknown else []) + \
         ([f"{', '.join(seen)}: was trained on the people that are searched here."] if seen else [])
 
-# %% ../nbs/11d_protocol.ipynb #d169685e
+# %% ../nbs/11d_protocol.ipynb #4a37af15
 def parse(
     argv: list[str] | None, # the command line; the process's own if None
 ) -> argparse.Namespace: # checked
@@ -254,6 +279,8 @@ def parse(
     p.add_argument("--dataset_name", nargs="+", metavar="NAME", help=f"other data sets than the one that the first model was trained on: {', '.join(LAYOUTS)}, or their folders")
     p.add_argument("--allow_missing", action="store_true", help="leave images out that are missing or broken")
     p.add_argument("--ties", default="fair", choices=TIES, help="equal scores: fair, the mean over all orders; published, in the gallery's order [fair]")
+    p.add_argument("--rerank", action="store_true", help="measure once more after re-ranking by the gallery's neighbours")
+    p.add_argument("--failures", action="store_true", help="draw which attributes were missed (failures.png; drawn data sets only)")
     p.add_argument("--out", help="folder for the results [the run's own; 'results' for several]")
     args = p.parse_args(argv)
     if bool(args.models) == bool(args.config_file): raise UserError("give the models to test, or --config_file with one run's configs.yaml.")
@@ -278,10 +305,12 @@ def main(argv=None):
     datasets = args.dataset_name or [runs[0].cfg.dataset_name]
     several = len(runs) * len(datasets) > 1
     out = Path(args.out) if args.out else Path("results") if several else place_of(runs[0], datasets[0], args.split)
+    how = dict(ties=args.ties, rerank=args.rerank, failures=args.failures, progress=True)
     try:
-        if several: result, text = test_many(runs, datasets, args.split, out, ties=args.ties, progress=True)
-        else: result = examine(runs[0], datasets[0], args.split, args.ties, out, progress=True)
+        if several: result, text = test_many(runs, datasets, args.split, out, **how)
+        else: result = examine(runs[0], datasets[0], args.split, out=out, **how)
     except OSError as e: raise UserError(f"{e.filename or out}: cannot be read or written ({e.strerror or e}); check the place and its permissions.") from e
     if not several:
         text = f"{result['dataset']} {args.split}: {result['queries']} captions, {result['gallery']} images, {result['identities']} identities; epoch {result['epoch']}, chosen on {result['selected_on']}\n{table(result)}"
+        if args.rerank: text += f"\nre-ranked by neighbours\n{table(result['reranked'])}"
     print("\n".join([text, *caveats(result.get("reports", [result])), f"written to {out}"]))

@@ -49,8 +49,8 @@ def command(
     "Turn a `UserError` into one line on stderr and exit status 2, and Ctrl-C into status 130; catch nothing else."
     @functools.wraps(fn)
     def run(*args, **kwargs):
-        file = Path(sys.argv[0]).stem # cmlfa_synth, or synth for python -m cmlfa.synth
-        name = file if file.startswith("cmlfa") else "cmlfa_" + (file if fn.__module__ == "__main__" else fn.__module__.split(".")[-1])
+        script, file = Path(sys.argv[0]).resolve(), Path(sys.argv[0]).stem # cmlfa_synth, or synth for python -m cmlfa.synth
+        name = script.name if script.parent.name == "data_prep" else file if file.startswith("cmlfa") else "cmlfa_" + (file if fn.__module__ == "__main__" else fn.__module__.split(".")[-1])
         try: return _run(fn, args, kwargs)
         except UserError as e: status, text = 2, e
         except KeyboardInterrupt as e: status, text = 130, str(e) or "stopped by Ctrl-C."
@@ -230,7 +230,7 @@ def _draw_all(jobs, workers, progress): # all records, in order
 
 # %% ../nbs/00_synth.ipynb #43296552
 def _found(target, header): # True if it is the one that was asked for, False if there is none
-    if not target.exists(): return False
+    if not os.path.exists(target): return False # unlike Path.exists, also of a name that no file can have
     try: old = dict(json.loads((target / "attributes.json").read_text(encoding="utf-8"))["header"])
     except (OSError, ValueError, KeyError, TypeError): raise UserError(f"{target} exists and was not made by cmlfa_synth; remove it or choose another OUT.") from None
     if old == header: return True

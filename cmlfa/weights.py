@@ -6,7 +6,7 @@
 __all__ = ['read_pickle', 'is_archive', 'read_archive', 'from_transformers', 'folder_parts', 'check_clip', 'unwrap',
            'read_tensors', 'read_weights']
 
-# %% ../nbs/04b_weights.ipynb #8c773b95
+# %% ../nbs/04b_weights.ipynb #a61ddf7d
 import io, json, pickle, warnings, zipfile
 from collections import OrderedDict
 from functools import reduce
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from .synth import UserError
 
-# %% ../nbs/04b_weights.ipynb #d38e7b77
+# %% ../nbs/04b_weights.ipynb #4131af91
 def read_pickle(
     file: str | Path, # what torch.save wrote
 ): # tensors, in whatever containers it holds them
@@ -23,7 +23,7 @@ def read_pickle(
     if zipfile.is_zipfile(file) and (bad := zipfile.ZipFile(file).testzip()): raise zipfile.BadZipFile(f"{bad} has another checksum")
     with warnings.catch_warnings(record=True): return torch.load(file, map_location="cpu", weights_only=True)
 
-# %% ../nbs/04b_weights.ipynb #c9b507d3
+# %% ../nbs/04b_weights.ipynb #a3d8fed6
 class _Inert:
     "Stands for any object of a program: it keeps attributes and does nothing."
     def __setstate__(self, state):
@@ -50,7 +50,7 @@ class _Archive(pickle.Unpickler):
         data = bytearray(self.archive.read(f"{self.root}/data/{pid[2]}")) # zipfile checks the checksum
         return torch.frombuffer(data, dtype=pid[1]) if data else torch.empty(0, dtype=pid[1])
 
-# %% ../nbs/04b_weights.ipynb #8e3c6d66
+# %% ../nbs/04b_weights.ipynb #4e8c2a09
 def _named(node, prefix=""): # every tensor below an inert object
     for name, v in vars(node).items():
         if isinstance(v, torch.Tensor): yield prefix + name, v
@@ -68,7 +68,7 @@ def read_archive(
     "The tensors of a TorchScript archive; its program is not run."
     with zipfile.ZipFile(file) as archive: return dict(_named(_Archive(archive).load()))
 
-# %% ../nbs/04b_weights.ipynb #81b229b3
+# %% ../nbs/04b_weights.ipynb #ee297036
 _NAMES = (("text_model.embeddings.token_embedding.", "token_embedding."), ("text_model.embeddings.position_embedding.weight", "positional_embedding"), # transformers', OpenAI's
           ("text_model.final_layer_norm.", "ln_final."), ("text_model.encoder.layers.", "transformer.resblocks."), ("text_projection.weight", "text_projection"),
           ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"), ("vision_model.embeddings.patch_embedding.", "visual.conv1."),
@@ -89,7 +89,7 @@ def from_transformers(
             ours[new] = v.T if name in ("text_projection.weight", "visual_projection.weight") else v
     return ours
 
-# %% ../nbs/04b_weights.ipynb #b991f7e0
+# %% ../nbs/04b_weights.ipynb #da0e60e0
 def _json(file):
     try: return json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e: raise UserError(f"{file}: cannot be read as JSON; fetch the folder again.") from e
@@ -116,7 +116,7 @@ def folder_parts(
     if not there: raise UserError(f"{folder}: has no {names[0]}; fetch it, and put it there.")
     return there[:1], said
 
-# %% ../nbs/04b_weights.ipynb #60d9fdfa
+# %% ../nbs/04b_weights.ipynb #8899bcd0
 _OTHERS = (("base_model.visual.", "it is a checkpoint of IRRA or CMLFA, which cmlfa_convert reads"),
            ("model.image_encoder.", "it is a checkpoint of this project, which --resume_ckpt_file and CMLFA.from_pretrained read"),
            ("text_decoder.", "it is CoCa, whose image tower pools with learnt questions and which has a third tower for writing captions"),
@@ -136,7 +136,7 @@ def check_clip(
     bad = next((k for k, v in state.items() if k != "attn_mask" and not torch.isfinite(v).all()), None) # that one is made of -inf
     if bad: raise UserError(f"{file}: holds numbers that are not finite ({bad}); it is damaged, so fetch it again.")
 
-# %% ../nbs/04b_weights.ipynb #f54fc4d6
+# %% ../nbs/04b_weights.ipynb #34165cd4
 def unwrap(
     held, # whatever a file held
 ) -> dict[str, torch.Tensor]: # the tensors in it by name, in float32
@@ -145,7 +145,7 @@ def unwrap(
     pairs = ((str(k).removeprefix("module."), v) for k, v in held.items()) if isinstance(held, dict) else ()
     return {k: v.float() if v.is_floating_point() else v for k, v in pairs if isinstance(v, torch.Tensor)}
 
-# %% ../nbs/04b_weights.ipynb #55c00838
+# %% ../nbs/04b_weights.ipynb #883f3008
 def read_tensors(
     file: str | Path, # .pt, .pth, .bin, a TorchScript archive, or .safetensors
 ) -> dict[str, torch.Tensor]: # tensors by name, in float32

@@ -22,7 +22,7 @@ def main(argv=None):
     report = check(a.root, a.name, progress=True)
     print(table(report))
     print(f"Next: cmlfa_check {a.root} --html report.html" if report.broken else f"Next: cmlfa_pack {a.root} --dataset_name {a.name}")
-    raise SystemExit(report.broken)
+    raise SystemExit(int(report.broken))
 
 
 if __name__ == "__main__": main()

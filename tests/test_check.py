@@ -280,4 +280,8 @@ def test_scripts(data, tmp_path):
     done = script("prepare.py", "CUHK-PEDES", data, "laid", "--copy")
     assert done.returncode == 0 and "Next: cmlfa_pack laid" in done.stdout, done.stderr
     done = script("prepare.py", "RSTPReid", data, "laid")
-    assert done.returncode == 2 and "data_captions.json" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("prepare.py: ") and "data_captions.json" in done.stderr and len(done.stderr.splitlines()) == 1
+    (tmp_path / "bad.csv").write_text("path,identity,caption\na.jpg,1,A coat, red.\n")
+    done = script("from_table.py", "bad.csv", images, "other")
+    assert done.returncode == 2 and "line 2 has more fields than line 1" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "other").exists()
