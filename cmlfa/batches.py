@@ -54,11 +54,11 @@ def random_flip(
 ) -> tuple[torch.Tensor, torch.Tensor]: # flipped images, captions that still tell the truth (unless blind)
     "Mirror half of the images, and do something about 'left' and 'right' in their captions."
     if how not in FLIPS: raise UserError(f"flip: {how!r} is unknown; choose from {', '.join(FLIPS)}.")
-    flip, left, right = u.to(images.device) < 0.5, ids == words[0], ids == words[1]
+    flip, left, right = u.to(ids.device) < 0.5, ids == words[0], ids == words[1]
     if how == "skip": flip = flip & ~(left | right).any(1)
     if how == "swap": ids = torch.where(flip[:, None], ids.masked_fill(left, words[1]).masked_fill(right, words[0]), ids)
     mirror = images ^ images.flip(-1) # the bits in which an image and its mirror image differ
-    return images ^ (mirror & (255 * flip.to(torch.uint8))[:, None, None, None]), ids # quicker than choosing with torch.where
+    return images ^ (mirror & (255 * flip.to(images.device, torch.uint8))[:, None, None, None]), ids # quicker than choosing with torch.where
 
 # %% ../nbs/02b_batches.ipynb #f31ea98a
 def random_crop(

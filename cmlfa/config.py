@@ -9,6 +9,7 @@ __all__ = ['CHOICES', 'POSITIVE', 'USED_WITH', 'Config', 'field_comments', 'chec
 # %% ../nbs/10_config.ipynb #f710eb45
 import argparse
 import inspect
+import os
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -74,7 +75,7 @@ class Config:
     root_dir: str = "data" # folder that holds the data sets
     sampler: str = "random" # random, or identity
     num_instance: int = 4 # pairs of one identity in a batch of the identity sampler
-    batch_size: int = 64 # pairs a step
+    batch_size: int = 64 # pairs a step, of each process
     test_batch_size: int = 512 # images or captions a step of evaluation
     num_workers: int = 8 # processes that decode images, two fewer than the cores at most
     # this project's own
@@ -91,6 +92,14 @@ class Config:
     allow_missing: bool = False # leave images out that are missing or broken, and say how many
     long_captions: str = "cut" # captions beyond text_length: cut (as published, and said), or refuse
     clip_grad: float = 0.0 # largest norm of the gradient; 0 leaves it as it is
+    checkpoint_steps: int = 500 # steps between two checkpoints within an epoch; 0 saves only at the end of each epoch
+    keep_checkpoints: int = 2 # checkpoints to go on from that are kept, the newest included
+    trackers: str = "" # besides TensorBoard: wandb, mlflow or another that accelerate knows, joined by '+'
+    learn_temperature: bool = False # let training move the temperature from where it starts
+    checkpoint_activations: bool = False # compute the insides of the blocks twice instead of keeping them: less memory, more time
+    compile: bool = False # let torch.compile fuse the model's operations; the first steps take minutes
+    deterministic: bool = False # only operations that give the same bits each time, on a GPU too
+    cache_chunk: int = 0 # pairs in memory at once (gradient caching), for batches that do not fit; 0: the whole batch
     mixed_precision: str = "auto" # auto, no, bf16 or fp16
     cpu: bool = False # stay on the CPU even if there is a GPU
     seed: int = 1 # of everything random
@@ -117,7 +126,7 @@ CHOICES = dict(
 
 # %% ../nbs/10_config.ipynb #406d05f7
 POSITIVE = ("temperature", "lr", "num_epoch", "batch_size", "test_batch_size", "num_instance", "eval_period", "log_period",
-            "stride_size", "text_length", "vocab_size", "lr_factor", "bias_lr_factor", "power", "gamma") # must be above 0
+            "stride_size", "text_length", "vocab_size", "lr_factor", "bias_lr_factor", "power", "gamma", "keep_checkpoints") # must be above 0
 
 # %% ../nbs/10_config.ipynb #1253a3b6
 def check_schedule(
@@ -166,7 +175,7 @@ USED_WITH = (
     | _needs("mlm_loss_weight mlm_rate cmt_depth masked_token_rate masked_token_unchanged_rate", "loss_names without mlm", lambda c: "mlm" in c.losses)
     | _needs("id_loss_weight", "loss_names without id", lambda c: "id" in c.losses)
     | _needs("itc_loss_weight itc_positives", "loss_names without itc", lambda c: "itc" in c.losses)
-    | _needs("temperature", "loss_names without itc and sdm", lambda c: {"itc", "sdm"} & set(c.losses))
+    | _needs("temperature learn_temperature", "loss_names without itc and sdm", lambda c: {"itc", "sdm"} & set(c.losses))
     | _needs("momentum", "an optimizer other than SGD", lambda c: c.optimizer == "SGD")
     | _needs("alpha beta", "optimizer SGD", lambda c: c.optimizer != "SGD")
     | _needs("milestones", "an lrscheduler other than step", lambda c: c.lrscheduler == "step")
@@ -175,6 +184,7 @@ USED_WITH = (
     | _needs("target_lr", "lrscheduler step or exp", lambda c: c.lrscheduler in ("cosine", "poly", "linear"))
     | _needs("warmup_factor warmup_method", "warmup_epochs 0", lambda c: c.warmup_epochs > 0)
     | _needs("num_instance", "sampler random", lambda c: c.sampler == "identity")
+    | _needs("cache_chunk", "a batch_size that is no larger", lambda c: c.cache_chunk < c.batch_size)
     | _needs("resume_ckpt_file", "no --resume", lambda c: c.resume)
     | _needs("lfa_layers", "prototypes 0", lambda c: c.prototypes > 0)
     | _needs("pad flip", "no --img_aug", lambda c: c.img_aug)
@@ -240,9 +250,14 @@ def save_config(
     cfg: Config, # settings
     file: str | Path, # YAML file to write
 ):
-    "Write every setting as plain YAML."
+    "Write every setting as plain YAML; the file is whole or not there."
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(cfg).items()}
-    Path(file).write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
+    part = Path(file).with_suffix(".yaml.part")
+    with open(part, "w", encoding="utf-8") as f:
+        f.write(yaml.safe_dump(plain, sort_keys=False))
+        f.flush()
+        os.fsync(f.fileno()) # else a power cut could leave an empty file under the right name
+    os.replace(part, file)
 
 # %% ../nbs/10_config.ipynb #5e3eafa4
 class _Parser(argparse.ArgumentParser):

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 from .data import Split
 from .batches import Files, gallery_loader, normalise
+from .gather import all_parts, part, ranks
 from .model import CMLFA
 from .measures import MEASURES, Scores, means, metrics, per_query
 
@@ -34,10 +35,11 @@ def embed_images(
     num_workers: int = 0, # processes that decode
     progress: bool = False, # show a bar
 ) -> torch.Tensor: # unit vectors, n x D, on the CPU
-    "Embed images, in order."
-    loader = gallery_loader(images, batch_size, num_workers)
+    "Embed images, in order; processes that train together each embed a part, and must all call this."
+    n = len(images)
+    loader = gallery_loader(Subset(images, range(n)[part(n)]) if ranks() > 1 else images, batch_size, num_workers)
     out = [model.encode_image(normalise(x.to(model.device))).cpu() for x in tqdm(loader, "images", leave=False, disable=None if progress else True)]
-    return torch.cat(out)
+    return all_parts(torch.cat(out) if out else torch.zeros(0, model.arch.dim), n)
 
 # %% ../nbs/11_evaluate.ipynb #7dc1301e
 @torch.inference_mode()
@@ -47,16 +49,18 @@ def embed_texts(
     batch_size: int = 512, # sentences a step
     progress: bool = False, # show a bar
 ) -> torch.Tensor: # unit vectors, n x D, on the CPU
-    "Embed sentences, in order."
-    starts = range(0, len(captions), batch_size)
-    return torch.cat([model.encode_text(captions[i:i + batch_size]).cpu() for i in tqdm(starts, "captions", leave=False, disable=None if progress else True)])
+    "Embed sentences, in order; processes that train together each embed a part, and must all call this."
+    n, captions = len(captions), captions[part(len(captions))]
+    starts = tqdm(range(0, len(captions), batch_size), "captions", leave=False, disable=None if progress else True)
+    out = [model.encode_text(captions[i:i + batch_size]).cpu() for i in starts]
+    return all_parts(torch.cat(out) if out else torch.zeros(0, model.arch.dim), n)
 
 # %% ../nbs/11_evaluate.ipynb #79968eb0
 def workers(
     wanted: int, # loading processes asked for
 ) -> int: # loading processes started
     "Leave two cores to the main process; on a small machine it decodes the images itself, which is faster there."
-    return min(wanted, max(0, (os.cpu_count() or 1) - 2))
+    return min(wanted, max(0, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 2)) # a launcher says how many share the machine
 
 # %% ../nbs/11_evaluate.ipynb #6ebf4a6d
 def embed_split(

@@ -31,7 +31,7 @@ def same_identity(
 # %% ../nbs/07_losses.ipynb #e635b4ac
 def _logits(image, text, temperature):
     "Cosines over temperature, B x B."
-    if not temperature > 0: raise UserError(f"temperature: {temperature} is not above 0; give a positive number, such as the published 0.02.")
+    if not isinstance(temperature, torch.Tensor) and not temperature > 0: raise UserError(f"temperature: {temperature} is not above 0; give a positive number, such as the published 0.02.")
     return cosines(image, text) / temperature
 
 def _both_ways(image, text, temperature, rows):

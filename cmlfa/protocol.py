@@ -21,6 +21,7 @@ from .synth import LAYOUTS, UserError, command
 from .data import Split
 from .pack import open_splits
 from .share import find_weights
+from .gather import rank
 from .model import CMLFA
 from .config import Config, load_config
 from .measures import MEASURES, TIES, Scores, means
@@ -129,8 +130,8 @@ def examine(
     report, ways = report_of(scores, data, ties, rerank)
     report |= dict(seconds=round(time.time() - start, 2), split=split, selected_on=meta.get("selected_on", "unknown"), epoch=meta.get("epoch"),
         dataset=name, trained_on=run.trained_on, run=run.name) | more
-    if out: write_report(report, ways, scores, data, out)
-    if out and failures: write_failures(scores, data, *attributes, out)
+    if out and rank() == 0: write_report(report, ways, scores, data, out)
+    if out and failures and rank() == 0: write_failures(scores, data, *attributes, out)
     return report
 
 def write_failures(

@@ -6,7 +6,7 @@
 __all__ = ['STYLE', 'unit', 'combine', 'remarks', 'Query', 'Hit', 'Hits', 'Searcher', 'search', 'thumbnail', 'sheet', 'plot_hits',
            'save_hits', 'main']
 
-# %% ../nbs/13_search.ipynb #895de349
+# %% ../nbs/13_search.ipynb #66025c4f
 import argparse, base64, html, io, sys, textwrap, unicodedata, warnings
 from collections import Counter
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from .items import Item, parse_where
 from .index import index, my_device, open_model
 from .milvus import open_store
 
-# %% ../nbs/13_search.ipynb #431f9aee
+# %% ../nbs/13_search.ipynb #d81c3d79
 def unit(
     x: np.ndarray, # vectors, ... x D
 ) -> np.ndarray: # of length 1
@@ -42,7 +42,7 @@ def combine(
     apart = unwanted - (unwanted @ q)[:, None] * q # what is in them and not in q
     return unit(q - strength * unit(apart.sum(0))).astype(np.float32)
 
-# %% ../nbs/13_search.ipynb #7fed7e70
+# %% ../nbs/13_search.ipynb #e7fec1ff
 def remarks(
     text: str, # a question
     model: CMLFA, # that will read it
@@ -56,7 +56,7 @@ def remarks(
     if len(model.tokenizer.encode(text)) + 2 > model.arch.context: out.append(f"note: {textwrap.shorten(text, 40, placeholder='...')!r} is longer than the {model.arch.context} tokens that the model reads; the rest of it does not count.")
     return out
 
-# %% ../nbs/13_search.ipynb #193706a5
+# %% ../nbs/13_search.ipynb #851990b1
 @dataclass
 class Query:
     "A question."
@@ -78,7 +78,7 @@ class Query:
         weights = [(1 - mix) / max(1, n)] * n + [mix / max(1, len(images))] * len(images)
         return combine(np.stack([*texts[:n], *images]), weights, texts[n:])
 
-# %% ../nbs/13_search.ipynb #5bfe6889
+# %% ../nbs/13_search.ipynb #07a9db27
 @dataclass
 class Hit:
     "One image of an answer."
@@ -116,7 +116,7 @@ class Searcher:
         if len(found) < k: notes.append(f"note: {len(found)} images were found and {k} asked for; the store holds {len(self.store)}{', of which the conditions leave fewer' if where else ''}.")
         return Hits([Hit(n, s, i) for n, (s, i) in enumerate(found, 1)], str(query), notes)
 
-# %% ../nbs/13_search.ipynb #c646c12a
+# %% ../nbs/13_search.ipynb #222af8cc
 def search(
     query: str | list | Query, # a sentence, several that must all hold, or a `Query`
     store, # a folder, the address of a Milvus server, or a path that ends in .db
@@ -129,7 +129,7 @@ def search(
     texts = [query] if isinstance(query, str) else list(query or ()) if not isinstance(query, Query) else None
     return Searcher(store, model)(Query(texts, **more) if texts is not None else query, k, where)
 
-# %% ../nbs/13_search.ipynb #c6a9cc3c
+# %% ../nbs/13_search.ipynb #db1498ac
 def thumbnail(
     file: Path, # an image file
     height: int = 256, # pixels
@@ -146,7 +146,7 @@ def _data(im): # the picture inside the page
     im.save(out := io.BytesIO(), "JPEG", quality=85)
     return f'<img src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">'
 
-# %% ../nbs/13_search.ipynb #6e4a3578
+# %% ../nbs/13_search.ipynb #6f2e0060
 STYLE = """<style>.cmlfa{font:14px/1.4 system-ui,sans-serif;color:#222;background:#fff;padding:1em}.cmlfa h1{font-size:1.2em;margin:0 0 .2em}.cmlfa p{margin:.2em 0;color:#666}
 .cmlfa div{display:flex;flex-wrap:wrap;gap:12px;margin-top:1em}.cmlfa figure{margin:0;width:128px}.cmlfa img,.cmlfa i{display:block;width:128px;height:256px;object-fit:contain;background:#eee}
 .cmlfa i{line-height:256px;text-align:center;color:#888}.cmlfa figcaption{font-size:12px;overflow-wrap:anywhere;color:#666}.cmlfa b{color:#222}</style>"""
@@ -163,7 +163,7 @@ def sheet(
     notes = "".join(f"<p>{html.escape(n)}</p>" for n in hits.notes)
     return f'{STYLE}<section class="cmlfa"><h1>{html.escape(hits.question)}</h1>{notes}<div>{"".join(map(figure, hits))}</div></section>'
 
-# %% ../nbs/13_search.ipynb #142d6a0b
+# %% ../nbs/13_search.ipynb #c496603e
 def plot_hits(
     hits: Hits, # an answer
     columns: int = 8, # images in a row
@@ -198,7 +198,7 @@ def save_hits(
             plot_hits(hits).savefig(file, dpi=130)
     except (OSError, ValueError) as e: raise UserError(f"{file}: cannot be written ({getattr(e, 'strerror', None) or e}); choose another place, and end its name in .html or .png.") from e
 
-# %% ../nbs/13_search.ipynb #c3381f54
+# %% ../nbs/13_search.ipynb #89127ef6
 @command
 def main(argv=None):
     "The command `cmlfa_search`."

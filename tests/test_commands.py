@@ -20,7 +20,7 @@ def published(data, tmp_path_factory):
 def test_published_command_line_trains(published):
     work, done = published
     folder = work / "logs/cmlfa"
-    for name in ("configs.yaml", "metrics.json", "ranking.png", "log.txt", "last.safetensors", "best.safetensors", "tensorboard"):
+    for name in ("configs.yaml", "metrics.json", "ranking.png", "log.txt", "last.safetensors", "best.safetensors", "history.jsonl", "report.html", "tensorboard"):
         assert (folder / name).exists(), name
     assert not list(folder.glob("*.part"))
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr, done.stderr

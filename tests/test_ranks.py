@@ -1,0 +1,50 @@
+"""Several processes that train together, as a launcher starts them."""
+import json
+import os
+
+import pytest
+from conftest import TINY, run
+
+SHORT = [*TINY, *"--cpu --dataset_name CUHK-PEDES --num_epoch 2 --lr 1e-3 --loss_names sdm+id+itc --prototypes 0 --log_period 4".split()] # nothing in it throws dice
+ALONE = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | dict(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
+LAUNCH = "--standalone --nproc_per_node 2 --no_python cmlfa_train".split()
+
+
+def history(work, name):
+    "What a run wrote down: its steps, its evaluations."
+    rows = [json.loads(line) for line in (work / "logs" / name / "history.jsonl").read_text().splitlines()]
+    return [r for r in rows if "loss" in r], [r for r in rows if "t2i" in r]
+
+
+@pytest.fixture(scope="module")
+def pair(data, tmp_path_factory):
+    "The same training by one process, and by two with half of the batch each, in pieces of three pairs."
+    work = tmp_path_factory.mktemp("ranks")
+    one = run("cmlfa_train", *SHORT, "--root_dir", data, "--name", "one", "--batch_size", 16, cwd=work, check=True, env=ALONE)
+    two = run("torchrun", *LAUNCH, *SHORT, "--root_dir", data, "--name", "two", "--batch_size", 8, "--cache_chunk", 3, cwd=work, check=True, env=ALONE)
+    return work, one, two
+
+
+def test_two_processes_with_half_the_batch_train_as_one(pair):
+    work, *_ = pair
+    (one, tested), (two, tested_by_two) = history(work, "one"), history(work, "two")
+    assert len(one) == len(two) > 10
+    for a, b in zip(one[:8], two): # after some steps rounding has grown
+        for name in ("itc", "sdm", "id", "loss", "norm"): assert abs(a[name] - b[name]) < 1e-4 * abs(a[name]), (a, b)
+    for a, b in zip(tested, tested_by_two): assert abs(a["t2i"]["mAP"] - b["t2i"]["mAP"]) < 3, (a, b)
+
+
+def test_one_process_writes_for_all(pair):
+    work, one, two = pair
+    names = lambda run: {f.relative_to(work / "logs" / run).parts[0] for f in (work / "logs" / run).rglob("*")}
+    assert names("one") == names("two")
+    assert two.stdout.count("2 processes train together, 16 pairs a step") == 1 and two.stdout.count("epoch 2/2") == 1
+    assert len(list((work / "logs/two/tensorboard").iterdir())) == 1
+    report = json.loads((work / "logs/two/metrics.json").read_text())
+    assert (report["queries"], report["gallery"]) == tuple(json.loads((work / "logs/one/metrics.json").read_text())[k] for k in ("queries", "gallery"))
+
+
+def test_one_process_goes_on_where_two_stopped(pair, data):
+    work, *_ = pair
+    more = run("cmlfa_train", *SHORT, "--root_dir", data, "--name", "two", "--batch_size", 8, "--num_epoch", 3, "--resume", cwd=work, check=True, env=ALONE)
+    assert "at epoch 2, batch 0, step 24" in more.stdout and "epoch 3/3" in more.stdout, more.stdout

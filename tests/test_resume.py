@@ -1,0 +1,155 @@
+"""A training that is killed, stopped, or runs out of disk loses nothing that it had."""
+import json
+import multiprocessing
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import PUBLISHED, TINY
+
+FLAGS = "--num_epoch 4 --batch_size 16 --lr 1e-3 --lfa_layers 1 --cmt_depth 1 --log_period 1 --checkpoint_steps 2 --test_batch_size 64 --cpu".split()
+processes = multiprocessing.get_context("forkserver") # imports once, then forks: a start costs a second and not six
+processes.set_forkserver_preload(["cmlfa.train"])
+
+
+def train(argv, folder):
+    "cmlfa_train, in a process of its own, with towers so small that a step takes some hundredths of a second."
+    out = os.open(folder / "out.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for fd in (1, 2): os.dup2(out, fd)
+    os.chdir(folder)
+    from dataclasses import replace
+
+    import torch
+
+    from cmlfa.clip import ARCHS
+    from cmlfa.train import main
+    torch.set_num_threads(1)
+    ARCHS["tiny"] = replace(ARCHS["tiny"], width=32, heads=2, layers=2, dim=32, text_width=32, text_heads=2)
+    sys.argv = ["cmlfa_train"]
+    main(argv)
+
+
+def start(argv, folder):
+    folder.mkdir(exist_ok=True)
+    p = processes.Process(target=train, args=(list(argv), folder))
+    p.start()
+    return p
+
+
+def end(p, folder):
+    "Wait, and return the exit status and what was said."
+    p.join(500)
+    assert p.exitcode is not None
+    return p.exitcode, (folder / "out.txt").read_text()
+
+
+def history(folder):
+    "Whole lines of the record."
+    file = folder / "logs/cmlfa/history.jsonl"
+    return [json.loads(l) for l in (file.read_text() if file.exists() else "").splitlines() if l.endswith("}")]
+
+
+def steps(folder): return sum("loss" in r for r in history(folder))
+
+
+def wait_for(folder, wanted, p):
+    "Until so many steps are on record."
+    limit = time.time() + 300
+    while steps(folder) < wanted and p.is_alive() and time.time() < limit: time.sleep(.002)
+
+
+def weights(folder, name):
+    "Every tensor of a checkpoint, as bytes."
+    from cmlfa.share import read_checkpoint
+    tensors, meta = read_checkpoint(folder / f"logs/cmlfa/{name}.safetensors")
+    return {k: v.numpy().tobytes() for k, v in tensors.items()} | {k: meta[k] for k in ("epoch", "done", "step", "best")}
+
+
+def same(folder, whole):
+    "The run is the uninterrupted one, to the last bit."
+    assert history(folder) == history(whole)
+    for name in ("last", "best"): assert weights(folder, name) == weights(whole, name)
+    assert not list((folder / "logs/cmlfa").glob("*.part")) and not (folder / "logs/cmlfa/next.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def line(data): return [*PUBLISHED.format(data).split(), *TINY, *FLAGS]
+
+
+@pytest.fixture(scope="module")
+def whole(line, tmp_path_factory):
+    "The run that nobody disturbs."
+    folder = tmp_path_factory.mktemp("whole")
+    code, said = end(start(line, folder), folder)
+    assert code == 0, said
+    assert [r["step"] for r in history(folder) if "loss" in r] == list(range(4 * 12))
+    return folder
+
+
+def test_killed_at_any_moment_twenty_times(line, whole, tmp_path):
+    rng, kills, runs, middles = random.Random(0), 0, 0, set()
+    while kills < 20: # should a run come to its end before, another follows
+        folder, runs = tmp_path / f"run{runs}", runs + 1
+        while True:
+            p = start([*line, "--resume"], folder)
+            if rng.random() < .2: time.sleep(rng.uniform(0, 1)) # while it starts
+            else:
+                wait_for(folder, steps(folder) + rng.randrange(4), p)
+                time.sleep(rng.uniform(0, .06))
+            if not p.is_alive() or kills >= 20: break
+            p.kill()
+            p.join()
+            kills += 1
+            middles.add(steps(folder) % 12)
+        code, said = end(p, folder)
+        assert code == 0, said
+        same(folder, whole)
+    assert len(middles) > 3, "kills came in the middle of epochs too"
+
+
+@pytest.mark.parametrize("number, cut", [(signal.SIGINT, False), (signal.SIGTERM, True)], ids=["Ctrl-C", "SIGTERM and a cut-off file"])
+def test_a_stop_is_saved_and_says_how_to_go_on(number, cut, line, whole, tmp_path):
+    p = start(line, tmp_path)
+    wait_for(tmp_path, 15, p)
+    os.kill(p.pid, number)
+    code, said = end(p, tmp_path)
+    assert code == 130 and "Traceback" not in said, said
+    step, command = re.search(r"stopped by SIG\w+. The run is kept up to step (\d+) in logs/cmlfa/last.safetensors; go on with: (.*)", said).groups()
+    assert int(step) == steps(tmp_path)
+    last = tmp_path / "logs/cmlfa/last.safetensors"
+    if cut: last.write_bytes(last.read_bytes()[:-1000])
+    words = shlex.split(command)
+    assert words[0] == "cmlfa_train"
+    code, said = end(start(words[1:], tmp_path), tmp_path)
+    assert code == 0, said
+    assert f"going on from last{'-1' * cut}.safetensors at epoch 1" in said and ("last.safetensors is cut off or damaged and was passed over" in said) == cut
+    same(tmp_path, whole)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="mounting a small file system needs root on Linux")
+def test_a_full_disk_leaves_the_last_good_checkpoint(line, whole, tmp_path):
+    logs, size = tmp_path / "logs", (whole / "logs/cmlfa/last.safetensors").stat().st_size
+    logs.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={int(2.2 * size)}", "tmpfs", logs], check=True) # two checkpoints, but not the best epoch beside them
+    try:
+        code, said = end(start([*line, "--keep_checkpoints", "1"], tmp_path), tmp_path)
+        assert code == 2 and "No space left on device" in said and "Traceback" not in said, said
+        kept = int(re.search(r"The run is kept up to step (\d+) in logs/cmlfa/last.safetensors; go on with: cmlfa_train", said)[1])
+        assert kept >= 10
+        subprocess.run(["mount", "-o", "remount,size=1g", logs], check=True)
+        code, said = end(start([*line, "--keep_checkpoints", "1", "--resume"], tmp_path), tmp_path)
+        assert code == 0 and f"step {kept}" in said, said
+        same(tmp_path, whole)
+    finally: subprocess.run(["umount", logs], check=True)
+
+
+def test_a_loss_that_is_no_number_names_itself_and_its_images(line, tmp_path):
+    code, said = end(start([*line, "--lr", "1e20", "--log_period", "5", "--checkpoint_steps", "0"], tmp_path), tmp_path)
+    assert code == 2 and re.search(r"step \d: (itc|sdm|id|mlm)( and (itc|sdm|id|mlm))* is not finite", said) and said.count(".jpg") > 5, said
+    assert "Nothing of this run is kept yet; begin again with" in said and "Traceback" not in said, said
