@@ -103,7 +103,7 @@ def empty_index(
         index.hnsw.efConstruction = 80
         return index
     lists = 2 ** max(0, round(np.log2(np.sqrt(n))))
-    index = faiss.index_factory(dim, f"IVF{lists},PQ{dim // 4 if dim % 4 == 0 else dim}x4fs", faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(dim, f"IVF{lists},PQ{dim // 2 if dim % 2 == 0 else dim}x4fs", faiss.METRIC_INNER_PRODUCT)
     index.cp.niter, index.pq.cp.niter, index.cp.min_points_per_centroid = 8, 12, 1
     return index
 
