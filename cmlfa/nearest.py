@@ -145,7 +145,7 @@ def approximate(
     allowed: np.ndarray | None = None, # True for rows that count, N; all if None
 ) -> tuple[np.ndarray, np.ndarray]: # scores and rows, Q x k, best first; -1 and -inf where none was found
     "The best k of the index's candidates, and of the rows that came after it was built."
-    rows = candidates(index, queries, min(index.ntotal, 20 * k if not hasattr(index, "hnsw") else 2 * k), effort, allowed)
+    rows = candidates(index, queries, min(index.ntotal, 50 * k if not hasattr(index, "hnsw") else 2 * k), effort, allowed)
     scores = np.stack([vectors[r].astype(np.float32) @ q for r, q in zip(rows, queries)])
     scores[rows < 0] = -np.inf
     if len(vectors) > index.ntotal: # the tail
