@@ -11,6 +11,7 @@ import base64
 import html
 import io
 import json
+from contextlib import suppress
 import os
 import resource
 import time
@@ -72,9 +73,10 @@ class History(Callback):
 
     def rows(self) -> list[dict]: # what has been written, without a last line that a kill cut off
         "Read it."
-        lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
-        rows = [l for l in lines if l.endswith("}}" if '"t2i"' in l else "}") and ('"t2i"' in l) == ('"i2t"' in l)] # an evaluation's row holds two tables
-        return [json.loads(l) for l in rows]
+        lines, rows = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else [], []
+        for line in lines:
+            with suppress(ValueError): rows.append(json.loads(line)) # what is cut off is no JSON
+        return rows
 
     def add(self,
         rows: list[dict], # plain values

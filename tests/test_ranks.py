@@ -47,4 +47,4 @@ def test_one_process_writes_for_all(pair):
 def test_one_process_goes_on_where_two_stopped(pair, data):
     work, *_ = pair
     more = run("cmlfa_train", *SHORT, "--root_dir", data, "--name", "two", "--batch_size", 8, "--num_epoch", 3, "--resume", cwd=work, check=True, env=ALONE)
-    assert "at epoch 2, batch 0, step 24" in more.stdout and "epoch 3/3" in more.stdout, more.stdout
+    assert "at epoch 2, batch 0, step 48" in more.stdout and "epoch 3/3" in more.stdout, more.stdout
