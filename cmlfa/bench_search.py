@@ -83,7 +83,7 @@ def compare(
     start = time.perf_counter()
     index = build_index(vectors, kind)
     built = time.perf_counter() - start
-    tried = tune(index, vectors, tuning, 0.985) # a little more than the goal, since other questions follow
+    tried = tune(index, vectors, tuning, 0.99) # more than the goal, since other questions follow
     near = lambda q: approximate(index, vectors, q, 10, tried[-1][0])
     turn, q = iter(range(10**9)), lambda: asked[next(turn) % len(asked)][None]
     seconds = paired({"read": lambda: read_once(vectors), "exact": lambda: exact(vectors, q()), "ann": lambda: [near(q()) for _ in range(5)]}, rounds)

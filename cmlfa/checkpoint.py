@@ -125,7 +125,9 @@ class Stopped(KeyboardInterrupt):
 
 class Signals:
     "A context in which SIGINT and SIGTERM stop training, but never within `whole`."
-    def __init__(self): self.asked, self.depth, self.old, self.since = None, 0, {}, 0.
+    def __init__(self,
+        together: bool = False, # several processes, which agree on a step to stop after: only remember what was asked
+    ): self.together, self.asked, self.depth, self.old, self.since = together, None, 0, {}, 0.
 
     def __enter__(self):
         if threading.current_thread() is not threading.main_thread(): return self # only the main thread hears signals
@@ -141,7 +143,7 @@ class Signals:
             if time.monotonic() - self.since > 2: raise KeyboardInterrupt
             return
         self.asked, self.since = signal.Signals(number).name, time.monotonic()
-        if not self.depth: raise Stopped(self.asked)
+        if not self.depth and not self.together: raise Stopped(self.asked)
 
     @contextmanager
     def whole(self):
@@ -149,14 +151,16 @@ class Signals:
         before, self.depth = self.asked, self.depth + 1
         try: yield
         finally: self.depth -= 1
-        if self.asked and not before and not self.depth: raise Stopped(self.asked)
+        if self.asked and not before and not self.depth and not self.together: raise Stopped(self.asked)
 
 # %% ../nbs/12_checkpoint.ipynb #c4de47e7
 def way_on(
     folder: str | Path, # a run's folder
 ) -> str: # a command for the shell
     "The command that goes on with a run."
-    return f"cmlfa_train --config_file {shlex.quote(str(Path(folder) / 'configs.yaml'))} --resume"
+    here, everywhere = (int(os.environ.get(k, 1)) for k in ("LOCAL_WORLD_SIZE", "WORLD_SIZE")) # as torchrun sets them
+    launcher = "" if everywhere == 1 else f"torchrun --standalone --nproc_per_node {here} --no_python " if here == everywhere else "the same launcher on each machine, with "
+    return launcher + f"cmlfa_train --config_file {shlex.quote(str(Path(folder) / 'configs.yaml'))} --resume"
 
 # %% ../nbs/12_checkpoint.ipynb #1c173a81
 def stand(
@@ -168,4 +172,5 @@ def stand(
             with safe_open(file, "pt") as f: step = json.loads(f.metadata()["step"])
         except Exception: continue # cut off: `newest` will pass it over as well
         return f"The run is kept up to step {step} in {file}; go on with: {way_on(folder)}"
+    if not (Path(folder) / "configs.yaml").is_file(): return "Nothing of this run is kept yet; give the same command again."
     return f"Nothing of this run is kept yet; begin again with: {way_on(folder)}"

@@ -77,7 +77,7 @@ def precision(
     gpu = torch.cuda.is_available() and not cpu
     if wanted == "fp16" and not gpu: raise UserError("mixed_precision: fp16 needs a GPU; choose bf16, no or auto.")
     if wanted != "auto": return wanted
-    return "bf16" if gpu and torch.cuda.is_bf16_supported() else "no"
+    return "bf16" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
 
 # %% ../nbs/12_loop.ipynb #d935f3b3
 def set_deterministic(
@@ -148,6 +148,8 @@ class Trainer:
         self.accelerator = Accelerator(cpu=cfg.cpu or not torch.cuda.is_available(), mixed_precision=precision(cfg.mixed_precision, cfg.cpu),
                                        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)])
         self.main = self.accelerator.is_main_process # the one that writes
+        if self.accelerator.distributed_type not in ("NO", "MULTI_GPU", "MULTI_CPU") or self.accelerator.gradient_accumulation_steps != 1:
+            raise UserError("the launcher asks for FSDP, DeepSpeed or gradient accumulation, which this trainer does not do; launch without them (--cache_chunk makes a large batch fit).")
         if self.accelerator.device.type == "cpu": keep_memory()
         groups = model.param_groups(cfg.lr, cfg.weight_decay, cfg.lr_factor, cfg.bias_lr_factor, cfg.weight_decay_bias)
         optimizer = make_optimizer(groups, cfg.optimizer, (cfg.alpha, cfg.beta), cfg.momentum)
@@ -156,7 +158,7 @@ class Trainer:
         self.weights = dict(itc=cfg.itc_loss_weight, id=cfg.id_loss_weight, mlm=cfg.mlm_loss_weight)
         self.rates = [g["lr"] for g in self.optimizer.param_groups]
         self.epoch, self.done, self.step, self.best, self.seconds = 0, 0, 0, -1., 0.
-        self.losses, self.report, self.unread, self.rows, self.signals = {}, {}, [], [], Signals()
+        self.batch, self.losses, self.report, self.unread, self.rows, self.signals = {}, {}, {}, [], [], Signals()
         self.broken = torch.zeros((), device=self.accelerator.device) # 1 from the first step on whose loss was no number
 
     def call(self,
@@ -271,9 +273,15 @@ def refuse(self: Trainer,
     names = [n for n in self.losses if not math.isfinite(row[n])] or (["the gradient"] if math.isfinite(row["loss"]) else ["the weighted sum"])
     pairs = self.loader.dataset.split
     paths = dict.fromkeys(pairs.paths[pairs.owner[i]] for i in all_rows(index.to(self.accelerator.device)).tolist())
-    raise UserError(f"step {step}: {' and '.join(names)} is not finite; lower --lr, or give --clip_grad 1, and look at this batch: {', '.join(paths)}")
+    raise UserError(f"step {step}: {' and '.join(names)} is not finite; add --clip_grad 1 when you go on, or begin anew with a lower --lr, and look at this batch: {', '.join(paths)}")
 
 # %% ../nbs/12_loop.ipynb #0599ee9d
+@patch
+def agree(self: Trainer):
+    "Several processes stop after the same step, whichever of them was asked."
+    if ranks() > 1 and rank_mean(torch.tensor(float(bool(self.signals.asked)), device=self.accelerator.device)) > 0:
+        raise Stopped(self.signals.asked or "a signal to another process")
+
 @patch
 def fit_epoch(self: Trainer):
     "Train from where we stand to the end of the epoch."
@@ -285,13 +293,15 @@ def fit_epoch(self: Trainer):
         with self.signals.whole():
             self.train_step(self.prepare(batch))
             if self.step % self.cfg.log_period == 0: self.read()
+        if self.step % 10 == 0: self.agree()
     self.read()
+    self.agree()
     self.call("after_epoch")
 
 @patch
 def fit(self: Trainer):
     "Train from where we stand to the last epoch."
-    self.start, self.signals = time.time() - self.seconds, Signals()
+    self.start, self.signals = time.time() - self.seconds, Signals(ranks() > 1)
     with self.signals:
         try:
             self.call("before_fit")
@@ -335,13 +345,14 @@ def resume(self: Trainer,
     "Take up a run where its checkpoint stands: weights, optimiser, random states, position, best score."
     file, tensors, meta, passed = newest(Path(file)) if Path(file).is_dir() else (Path(file), *read_checkpoint(file), [])
     if "random.cpu" not in tensors: raise UserError(f"{file}: has weights but no optimiser, so training cannot go on from it; give a last.safetensors.")
+    if not {"random", "done"} <= set(meta): raise UserError(f"{file}: was written by an older version, which kept less; go on with that version, or start a new run under another --name.")
     check_same(meta["config"], self.cfg, file)
     self.accelerator.unwrap_model(self.model).fill(tensors, file)
     self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": optimizer_state(tensors)})
     set_random_state(tensors, meta["random"])
     if self.accelerator.scaler and meta["scaler"]: self.accelerator.scaler.load_state_dict(meta["scaler"])
     self.epoch, self.done, self.step, self.best, self.seconds = (meta[k] for k in ("epoch", "done", "step", "best", "seconds"))
-    if meta["ranks"] != ranks(): # another number of processes: as many pairs are behind us, in steps of another size
-        self.done = self.done * meta["ranks"] // ranks()
+    if (before := meta.get("ranks", 1)) != ranks(): # another number of processes: as many pairs are behind us, in steps of another size
+        self.done = self.done * before // ranks()
         self.step = self.epoch * len(self.loader) + self.done
     return file, passed

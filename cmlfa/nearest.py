@@ -103,7 +103,7 @@ def empty_index(
         index.hnsw.efConstruction = 80
         return index
     lists = 2 ** max(0, round(np.log2(np.sqrt(n))))
-    index = faiss.index_factory(dim, f"IVF{lists},PQ{dim // 4 if dim % 4 == 0 else dim}x4fs", faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(dim, f"IVF{lists},PQ{dim // 2 if dim % 2 == 0 else dim}x4fs", faiss.METRIC_INNER_PRODUCT)
     index.cp.niter, index.pq.cp.niter, index.cp.min_points_per_centroid = 8, 12, 1
     return index
 
@@ -145,7 +145,7 @@ def approximate(
     allowed: np.ndarray | None = None, # True for rows that count, N; all if None
 ) -> tuple[np.ndarray, np.ndarray]: # scores and rows, Q x k, best first; -1 and -inf where none was found
     "The best k of the index's candidates, and of the rows that came after it was built."
-    rows = candidates(index, queries, min(index.ntotal, 20 * k if not hasattr(index, "hnsw") else 2 * k), effort, allowed)
+    rows = candidates(index, queries, min(index.ntotal, 50 * k if not hasattr(index, "hnsw") else 2 * k), effort, allowed)
     scores = np.stack([vectors[r].astype(np.float32) @ q for r, q in zip(rows, queries)])
     scores[rows < 0] = -np.inf
     if len(vectors) > index.ntotal: # the tail

@@ -170,6 +170,6 @@ def main(argv=None):
     except OSError as e:
         raise UserError(f"{e.filename or cfg.output_dir}: cannot be read or written ({e.strerror or e}); check the place, its permissions and the free space.") from e
     except torch.OutOfMemoryError as e:
-        raise UserError(f"batch_size: {cfg.batch_size}, or test_batch_size {cfg.test_batch_size}, does not fit the GPU's memory; make it smaller.") from e
+        raise UserError(f"batch_size: {cfg.batch_size}, or test_batch_size {cfg.test_batch_size}, does not fit the GPU's memory; give --cache_chunk, --checkpoint_activations or a smaller --test_batch_size (a new run may also have a smaller batch_size).") from e
     except Stopped: raise # says where the run stands
     except KeyboardInterrupt: raise KeyboardInterrupt(f"stopped by Ctrl-C. {stand(Path(cfg.output_dir) / cfg.name)}") from None

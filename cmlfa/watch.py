@@ -73,7 +73,8 @@ class History(Callback):
     def rows(self) -> list[dict]: # what has been written, without a last line that a kill cut off
         "Read it."
         lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
-        return [json.loads(l) for l in lines if l.endswith("}")]
+        rows = [l for l in lines if l.endswith("}}" if '"t2i"' in l else "}") and ('"t2i"' in l) == ('"i2t"' in l)] # an evaluation's row holds two tables
+        return [json.loads(l) for l in rows]
 
     def add(self,
         rows: list[dict], # plain values
@@ -86,7 +87,7 @@ class History(Callback):
             os.fsync(f.fileno())
 
     def before_fit(self, t):
-        kept = [r for r in self.rows() if (r["epoch"] < t.epoch if "t2i" in r else r["step"] < t.step)]
+        kept = [r for r in self.rows() if (r["epoch"] < t.epoch if "t2i" in r else (r["epoch"], r["step"]) < (t.epoch, t.step))] # by epoch first: steps are others with another number of processes
         whole = History(self.file.with_suffix(".jsonl.part"))
         whole.add(kept, "w")
         os.replace(whole.file, self.file)
@@ -113,7 +114,7 @@ class Progress(Callback):
 
     def after_read(self, t):
         (step, start), self.since = self.since, (t.step, time.time())
-        pairs = (t.step - step) * t.cfg.batch_size / max(1e-9, time.time() - start)
+        pairs = (t.step - step) * t.cfg.batch_size * ranks() / max(1e-9, time.time() - start)
         self.bar.set_postfix(epoch=t.epoch + 1, loss=f"{t.rows[-1]['loss']:.2f}", best=f"{t.best:.1f}", pairs_s=f"{pairs:.0f}", GB=f"{memory():.1f}")
 
 # %% ../nbs/12_watch.ipynb #5fe0b997

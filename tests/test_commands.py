@@ -56,6 +56,7 @@ def start(work, data, *more):
     last = work / "logs/cmlfa/last.safetensors"
     deadline = time.time() + 120
     while not last.exists() and p.poll() is None and time.time() < deadline: time.sleep(0.1)
+    if not last.exists(): p.kill() # or its message would wait for 150 epochs
     assert last.exists(), p.communicate()
     return p
 
