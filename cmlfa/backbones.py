@@ -162,6 +162,12 @@ def _append(url, part): # fetch what is not in `part` yet
 # %% ../nbs/04d_backbones.ipynb #2a5e2cf5
 CACHE = Path("~/.cache/clip") # where OpenAI's own code keeps its files, too
 
+def _cache(folder, url): # make it, and be sure that files can be put there
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{url.rsplit('/', 1)[-1]}.lock", "a"): pass
+    except OSError as e: raise UserError(f"{folder}: cannot be written ({e.strerror or e}), and fetched weights are kept there; make it writable, or give the path of a file of weights.") from e
+
 def fetch(
     url: str, # address of a file
     folder: str | Path = CACHE, # where to keep it
@@ -170,7 +176,8 @@ def fetch(
     "Fetch a file once, whole, and checked."
     folder = Path(folder).expanduser()
     file, wanted = folder / url.rsplit("/", 1)[-1], checksum_in(url)
-    folder.mkdir(parents=True, exist_ok=True)
+    if file.is_file() and has_checksum(file, wanted): return file # of a folder that nobody here can write, too
+    _cache(folder, url)
     part, error = folder / f"{file.name}.part", None
     with FileLock(folder / f"{file.name}.lock"):
         if file.is_file() and has_checksum(file, wanted): return file
@@ -223,6 +230,10 @@ def split_choice(
     arch_named(name)
     return OPENAI.get(name, name), tag
 
+def _measured(file, state, **said): # its sizes; the file is named if it has none
+    try: return arch_of(state, **said)
+    except UserError as e: raise UserError(f"{file}: {e}") from e
+
 def pretrained(
     choice: str, # a name of OpenAI's, an open_clip name with :tag, or the path of a file or folder
     quick_gelu: bool = True, # activation of a file that does not say it itself
@@ -234,11 +245,11 @@ def pretrained(
         if str(choice) in configs(): arch_named(str(choice)); raise UserError(f"{choice}: say which weights, as {choice}:TAG; python -m cmlfa.clip --tags {choice} shows them.")
         state, said = read_weights(choice)
         if said.get("quick_gelu") and not quick_gelu: raise UserError(f"{choice}: was trained with QuickGELU, as it says itself; leave --no-quick_gelu out.")
-        return state, arch_of(state, **{"quick_gelu": quick_gelu} | said)
+        return state, _measured(choice, state, **{"quick_gelu": quick_gelu} | said)
     entry, wanted = registered(name, tag), arch_named(name)
     file = find_file(name, tag, entry, folder)
     state, _ = read_weights(file)
-    arch = arch_of(state, quick_gelu=entry.get("quick_gelu", False), heads=wanted.heads, text_heads=wanted.text_heads)
+    arch = _measured(file, state, quick_gelu=entry.get("quick_gelu", False), heads=wanted.heads, text_heads=wanted.text_heads)
     if arch != replace(wanted, quick_gelu=arch.quick_gelu): raise UserError(f"{file}: has other shapes than {name}; remove it, or give the name of the architecture that it is.")
     return state, arch
 

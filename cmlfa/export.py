@@ -172,7 +172,7 @@ def _without_paths(
     text = {f: (run / f).read_text(encoding="utf-8") for f in ("configs.yaml", "log.txt", "metrics.json") if (run / f).is_file()}
     settings = yaml.safe_load(text["configs.yaml"]) if "configs.yaml" in text else {}
     for place in [str(v) for v in settings.values() if isinstance(v, str) and Path(v).is_absolute()] + [str(run.resolve().parent)]:
-        text = {f: t.replace(place, Path(place).name) for f, t in text.items()}
+        if name := Path(place).name: text = {f: t.replace(place, name) for f, t in text.items()} # the root of all folders has none
     for f, t in text.items(): (out / f).write_text(t, encoding="utf-8")
 
 def share(

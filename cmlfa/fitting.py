@@ -34,10 +34,12 @@ def arch_of(
     **said, # what is known beside the shapes, as arguments of `Arch`: quick_gelu, heads, text_heads
 ) -> Arch: # the sizes it was trained with
     "Read the architecture from the shapes of the weights."
-    text = state["text_projection"]
-    sizes = dict(dim=text.shape[1], text_width=text.shape[0], text_layers=_blocks(state, "transformer.resblocks."), text_heads=text.shape[0] // 64,
-                 context=len(state["positional_embedding"]), vocab=len(state["token_embedding.weight"]))
-    return Arch(**_image_sizes(state) | sizes | said)
+    try:
+        text = state["text_projection"]
+        sizes = dict(dim=text.shape[1], text_width=text.shape[0], text_layers=_blocks(state, "transformer.resblocks."), text_heads=text.shape[0] // 64,
+                     context=len(state["positional_embedding"]), vocab=len(state["token_embedding.weight"]))
+        return Arch(**_image_sizes(state) | sizes | said)
+    except (KeyError, IndexError, TypeError, ValueError, StopIteration) as e: raise UserError(f"the shapes of the weights are those of no CLIP ({e}); give weights of a CLIP vision transformer or ResNet.") from e
 
 # %% ../nbs/04c_fitting.ipynb #ab43a635
 INTERPOLATIONS = "bicubic", "bilinear" # antialiased, as timm and open_clip; not antialiased, as published by IRRA and CMLFA

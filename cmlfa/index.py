@@ -7,7 +7,7 @@ __all__ = ['SUFFIXES', 'DEFAULT', 'find_images', 'read_metadata', 'fingerprint',
            'plan', 'team', 'gathered', 'my_device', 'sentences', 'index', 'main']
 
 # %% ../nbs/13e_index.ipynb #c6131152
-import argparse, csv, hashlib, json, os, shutil
+import argparse, csv, hashlib, json, os, shutil, sqlite3, stat
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -48,8 +48,10 @@ def find_images(
             path = f"{here}/{e.name}" if here else e.name
             if e.name.startswith("."): continue
             try:
-                if e.is_dir(): todo.append(path)
-                elif e.name.lower().endswith(SUFFIXES): path.encode(); s = e.stat(); found[path] = s.st_size, s.st_mtime_ns
+                if e.is_dir(): todo.insert(0, path) if e.is_symlink() else todo.append(path) # links last: a folder is known by its own place
+                elif e.name.lower().endswith(SUFFIXES):
+                    path.encode(); s = e.stat()
+                    if stat.S_ISREG(s.st_mode): found[path] = s.st_size, s.st_mtime_ns # a pipe would be waited for
             except OSError as x: bad[path] = f"{Path(root) / path}: this file cannot be read ({x.strerror})."
             except UnicodeEncodeError: bad[ascii(path)] = f"{Path(root) / ascii(path)}: its name is no UTF-8; rename it."
     return dict(sorted(found.items())), bad
@@ -123,11 +125,14 @@ def embed_new(
 ) -> tuple[int, dict[str, str]]: # how many vectors were used again; what could not be read: path to a sentence
     "Embed images and put them into the store."
     have = {x.hash for x in known.known().values()}
-    loader = DataLoader(Readable([x.file for x in items], model.arch.image_size, have), batch_size, num_workers=num_workers, collate_fn=_as_is)
+    files, size, num_workers = [x.file for x in items], model.arch.image_size, min(num_workers, -(-len(items) // batch_size))
+    how = "spawn" if num_workers and not isinstance(store, Store) else None # a connection to Milvus does not survive a fork
+    loader, anew = DataLoader(Readable(files, size, have), batch_size, num_workers=num_workers, collate_fn=_as_is, multiprocessing_context=how), Readable(files, size)
     bar, again, bad = tqdm(total=len(items), unit=" images", disable=None if progress else True), 0, {}
     for k, batch in enumerate(loader):
         done, part = [], items[k * batch_size:(k + 1) * batch_size]
         old = known.vectors_of([h for h, pixels, wrong in batch if pixels is None and not wrong])
+        batch = [anew[k * batch_size + i] if b[1] is None and not b[2] and b[0] not in old else b for i, b in enumerate(batch)] # its row was replaced meanwhile
         new = [pixels for _, pixels, _ in batch if pixels is not None]
         new = iter(model.encode_image(normalise(torch.stack(new).to(model.device))).cpu().numpy() if new else ())
         for item, (h, pixels, wrong) in zip(part, batch):
@@ -159,11 +164,12 @@ def plan(
     root: str, # the folder
     found: dict, # from `find_images`
     known: dict, # from a store: (root, path) to image
+    bad: dict = {}, # from `find_images`: what cannot be read now, and may still be there
 ) -> tuple[list[Item], list[Item]]: # to embed, to forget
     "What is left to do."
     old = {x.path: x for x in known.values()}
     todo = [Item(root, p, *s, meta=old[p].meta if p in old else {}) for p, s in found.items() if p not in old or (old[p].size, old[p].mtime) != s]
-    return todo, [x for p, x in old.items() if p not in found]
+    return todo, [x for p, x in old.items() if p not in found and not any(p == b or p.startswith(f"{b}/") for b in bad)]
 
 # %% ../nbs/13e_index.ipynb #441dcbfe
 def team() -> tuple[int, int]: # this process's number, how many there are
@@ -225,9 +231,9 @@ def _model_of(store): # which model made it, if it is there
         raise
 
 # %% ../nbs/13e_index.ipynb #8eddebb7
-def _share(store, root, found, model, rank, ranks, **how): # this process's share of the work: its report; images to forget
+def _share(store, root, found, wrong, model, rank, ranks, **how): # this process's share of the work: its report; images to forget
     known = store.known(root)
-    todo, gone = plan(root, found, known)
+    todo, gone = plan(root, found, known, wrong)
     gathered(None, ranks) # nobody changes the store before all have planned
     some = todo[rank::ranks]
     with store.part(rank) if ranks > 1 else _Same(store) as mine: again, bad = embed_new(mine, store, model, some, **how)
@@ -260,7 +266,7 @@ def index(
         if s: s.gather() # what a killed run left
         gathered(None, ranks)
         s = s or open_store(store, about)
-        report, gone = _share(s, root, found, model, rank, ranks, batch_size=batch_size, num_workers=num_workers, progress=progress and rank == 0)
+        report, gone = _share(s, root, found, bad, model, rank, ranks, batch_size=batch_size, num_workers=num_workers, progress=progress and rank == 0)
         shares = gathered(report, ranks)
         for name in ("new", "changed", "again"): setattr(report, name, sum(getattr(r, name) for r in shares))
         report.bad = bad | {p: b for r in shares for p, b in r.bad.items()}
@@ -295,5 +301,5 @@ def main(argv=None):
     if a.batch_size < 1 or a.num_workers < 0: raise UserError("batch_size must be 1 or more, num_workers 0 or more.")
     try: report = index(a.photos, a.store, a.model, a.metadata, a.index, a.batch_size, workers(a.num_workers), a.cpu, True)
     except KeyboardInterrupt: raise KeyboardInterrupt("stopped by Ctrl-C; what was embedded is kept, and the same command goes on.") from None
-    except OSError as e: raise UserError(f"{e.filename or a.store}: cannot be read or written ({e.strerror or e}); check the place, its room and its permissions.") from e
+    except (OSError, sqlite3.Error) as e: raise UserError(f"{getattr(e, 'filename', None) or a.store}: cannot be read or written ({getattr(e, 'strerror', None) or e}); check the place, its room and its permissions.") from e
     if int(os.environ.get("RANK", 0)) == 0: print(f"{a.store}: {report}")

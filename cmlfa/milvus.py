@@ -24,7 +24,8 @@ def expression(
     for w in where:
         value, op = json.dumps(w.value, ensure_ascii=False), {"=": "=="}.get(w.op, w.op)
         if w.column == "folder" and w.op in ("=", "!="):
-            if w.value: parts.append(f"{'not ' if op == '!=' else ''}(folder == {value} or folder like {json.dumps(w.value + '/%', ensure_ascii=False)})")
+            low, high = (json.dumps(w.value + c, ensure_ascii=False) for c in "/0") # 0 comes next after /; in LIKE, _ and % would stand for anything
+            if w.value: parts.append(f"{'not ' if op == '!=' else ''}(folder == {value} or (folder >= {low} and folder < {high}))")
             continue
         name = w.column if w.column in ("folder", "path", "size") else f"meta[{json.dumps(w.column, ensure_ascii=False)}]"
         test = f"{name} {op} {value}"
@@ -54,7 +55,7 @@ def connect(
     "Reach Milvus."
     with answering(uri):
         from pymilvus import MilvusClient
-        logging.getLogger("pymilvus").setLevel(logging.CRITICAL) # it prints tracebacks beside what it raises
+        for name in ("pymilvus", "milvus_lite"): logging.getLogger(name).setLevel(logging.CRITICAL) # they print tracebacks beside what they raise
         if "://" not in uri: Path(uri).expanduser().parent.mkdir(parents=True, exist_ok=True)
         return MilvusClient(uri if "://" in uri else str(Path(uri).expanduser()), token=os.environ.get("MILVUS_TOKEN", ""), timeout=10)
 
@@ -70,7 +71,7 @@ def make_collections(
     name: str, # of the collection
     model: Model, # that makes the vectors
 ):
-    "Make the collection of images and the one that names the model."
+    "Make what is not there yet: the collection that names the model, and last the one of images."
     from pymilvus import DataType
     def make(name, dim, **fields):
         schema, index = client.create_schema(auto_id=False, enable_dynamic_field=False), client.prepare_index_params()
@@ -78,11 +79,12 @@ def make_collections(
         for field, kind in fields.items(): schema.add_field(field, kind, **(dict(max_length=4096) if kind == DataType.VARCHAR else {}))
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
         index.add_index("vector", index_type="AUTOINDEX", metric_type="IP")
-        client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
+        if not client.has_collection(name): client.create_collection(name, schema=schema, consistency_level="Strong")
+        if not client.list_indexes(name): client.create_index(name, index)
     text, whole = DataType.VARCHAR, DataType.INT64
-    make(name, model.dim, root=text, path=text, folder=text, hash=text, size=whole, mtime=whole, meta=DataType.JSON)
     make(name + "_model", 2, about=DataType.JSON)
-    client.upsert(name + "_model", [dict(id=0, vector=[1., 0.], about=vars(model))])
+    if not client.has_collection(name): client.upsert(name + "_model", [dict(id=0, vector=[1., 0.], about=vars(model))])
+    make(name, model.dim, root=text, path=text, folder=text, hash=text, size=whole, mtime=whole, meta=DataType.JSON)
 
 # %% ../nbs/13d_milvus.ipynb #f14b08d4
 class MilvusStore:
@@ -98,10 +100,12 @@ class MilvusStore:
         if not write and "://" not in self.uri and not Path(self.uri).expanduser().exists(): raise UserError(f"{self.uri}: there is no store here; make one with: cmlfa_index PHOTOS --model MODEL --store {place}")
         self.client = connect(self.uri)
         with answering(self.uri):
-            if not self.client.has_collection(self.name + "_model"): # made last
+            ours, there = (self.client.has_collection(n) for n in (self.name + "_model", self.name))
+            if there and not ours: raise UserError(f"{self.uri}: has a collection {self.name!r} that is none of this project; name another behind a #, as in {self.uri}#people.")
+            if not (there and self.client.list_indexes(self.name)): # which is made last
                 if not (write and model): raise UserError(f"{self.uri}: has no collection {self.name!r} of this project; make it with: cmlfa_index PHOTOS --model MODEL --store {place}")
-                if self.client.has_collection(self.name): raise UserError(f"{self.uri}: has a collection {self.name!r} that is none of this project; name another behind a #, as in {self.uri}#people.")
                 make_collections(self.client, self.name, model)
+            for n in (self.name + "_model", self.name): self.client.load_collection(n) # Milvus Lite, opened by another process, has nothing in memory
             self.model = Model(**self.client.query(self.name + "_model", filter="id == 0", output_fields=["about"])[0]["about"])
         same_model(place, self.model, model)
     def __len__(self):
@@ -190,7 +194,7 @@ def reindex(self: MilvusStore, kind="auto", queries=None, goal=0.98) -> str: # w
     return "index: Milvus keeps its own (AUTOINDEX)"
 
 @patch
-def part(self: MilvusStore, rank: int): return self # every process writes to the server
+def part(self: MilvusStore, rank: int): return MilvusStore(f"{self.uri}#{self.name}", self.model, write=True) # every process writes to the server; a client of its own, since it is closed
 @patch
 def gather(self: MilvusStore): "Nothing to do."
 

@@ -130,7 +130,7 @@ def candidates(
 ) -> np.ndarray: # rows, Q x c; -1 where none was found
     "Rows that are probably among the best."
     bits = None if allowed is None else np.packbits(allowed[:index.ntotal], bitorder="little")
-    chosen = {} if bits is None else dict(sel=faiss.IDSelectorBitmap(index.ntotal, faiss.swig_ptr(bits)))
+    chosen = {} if bits is None else dict(sel=faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits)))
     hnsw = hasattr(index, "hnsw")
     params = faiss.SearchParametersHNSW(efSearch=max(effort, c), **chosen) if hnsw else faiss.SearchParametersIVF(nprobe=effort, **chosen)
     return index.search(np.ascontiguousarray(queries, np.float32), c, params=params)[1]

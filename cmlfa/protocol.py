@@ -234,8 +234,13 @@ def place_of(
     split: str, # what is searched
 ) -> Path: # a folder
     "Where the results of one run on one data set go."
-    own = (dataset, split) == (run.cfg.dataset_name, "test") and (run.folder / "configs.yaml").is_file()
-    return run.folder if own else (run.folder if (run.folder / "configs.yaml").is_file() else Path("results") / Path(run.name).name) / f"{Path(dataset).name}-{split}"
+    is_run = (run.folder / "configs.yaml").is_file() and not (run.folder / "model.safetensors").exists() # a shared or bundled folder is left as it is
+    if is_run and (dataset, split) == (run.cfg.dataset_name, "test"): return run.folder
+    return (run.folder if is_run else Path("results") / Path(run.name).name) / f"{Path(dataset).name}-{split}"
+
+def _distinct(paths): # the last parts of paths, or the whole ones where those are not unique
+    last = {p: Path(p).name for p in map(str, paths)}
+    return {p: n if list(last.values()).count(n) == 1 else p.strip("/").replace("/", "-") for p, n in last.items()}
 
 def test_many(
     runs: list[Run], # models
@@ -245,7 +250,8 @@ def test_many(
     **kwargs, # of `examine`
 ) -> tuple[dict, str]: # what metrics.json holds; Markdown
     "Every model on every data set."
-    reports = {(r.name, d): examine(r, d, split, out=out / f"{Path(r.name).name}-{Path(d).name}-{split}", **kwargs) for r in runs for d in datasets}
+    short, data = _distinct([r.name for r in runs]), _distinct(datasets)
+    reports = {(r.name, d): examine(r, d, split, out=out / f"{short[r.name]}-{data[str(d)]}-{split}", **kwargs) for r in runs for d in datasets}
     cells = {label: [summarise([reports[n, d] for n in names]) for d in datasets] for label, names in group_runs(runs).items()}
     text = "\n\n".join([f"Text to image\n\n{markdown(cells)}", f"Image to text\n\n{markdown(cells, 'i2t')}"] + [matrix(cells)] * (len(datasets) > 1))
     result = dict(split=split, models=cells, reports=list(reports.values()))

@@ -29,7 +29,7 @@ def reciprocal(
     near = near[:, :k]
     there = np.sort(near, 1)
     back = lambda g, j: there[j, np.minimum(np.searchsorted(there[j], g), there.shape[1] - 1)] == g
-    return [np.array([j for j in there[g] if back(g, j)]) for g in range(len(near))]
+    return [np.array(sorted({g, *(j for j in there[g] if back(g, j))})) for g in range(len(near))] # among many equal ones an image may miss itself
 
 def widen(
     own: np.ndarray, # a set of gallery items, rising

@@ -83,6 +83,11 @@ def transaction(
     db.execute("COMMIT")
 
 # %% ../nbs/13c_store.ipynb #5b0207b1
+@contextmanager
+def _whole(folder): # what goes wrong with a store, as a sentence
+    try: yield
+    except (OSError, sqlite3.Error) as e: raise UserError(f"{folder}: cannot be read or written ({getattr(e, 'strerror', None) or e}); check the place, its room and its permissions.") from e
+
 class Store:
     "Vectors and facts in a folder."
     def __init__(self,
@@ -90,28 +95,32 @@ class Store:
         model: Model | None = None, # that it must have been made by; needed to make a new one
         write: bool = False, # take the lock; make the store if there is none
     ):
-        self.folder, self._lock = Path(folder).expanduser(), None
+        self.folder, self._lock, self.db, self.write = Path(folder).expanduser(), None, None, write
         try:
-            if write:
-                new = model and not (self.folder / "manifest.json").exists()
-                if new and self.folder.is_dir() and any(f.name not in ("lock", "items.sqlite", "manifest.json.part") for f in self.folder.iterdir()): raise UserError(f"{self.folder}: is a folder with other things in it; choose a folder of its own for the store.")
-                self._take_lock()
-                if new: write_manifest(self.folder, model)
-            self.model, self.index = read_manifest(self.folder)
-            same_model(self.folder, self.model, model)
-            self.db, self.write = open_items(self.folder, write), write
-            if write: self._mend()
-        except OSError as e: raise UserError(f"{self.folder}: cannot be read or written ({e.strerror or e}); check the place, its room and its permissions.") from e
+            with _whole(self.folder): self._open(model, write)
+        except BaseException: self.close(); raise # the lock is free again at once
         self._map, self._ann = np.empty((0, self.model.dim), np.float16), (None, None)
     def __len__(self): return self.db.execute("SELECT count(*) FROM items").fetchone()[0]
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
     def close(self):
         "Give the lock back."
-        self.db.close()
-        if self._lock: self._lock.close()
+        for x in (self.db, self._lock):
+            if x is not None: x.close()
 
 # %% ../nbs/13c_store.ipynb #c630e59d
+@patch
+def _open(self: Store, model, write): # lock, manifest, facts
+    if write:
+        new = model and not (self.folder / "manifest.json").exists()
+        if new and self.folder.is_dir() and any(f.name not in ("lock", "items.sqlite", "manifest.json.part") for f in self.folder.iterdir()): raise UserError(f"{self.folder}: is a folder with other things in it; choose a folder of its own for the store.")
+        self._take_lock()
+        if new: write_manifest(self.folder, model)
+    self.model, self.index = read_manifest(self.folder)
+    same_model(self.folder, self.model, model)
+    self.db = open_items(self.folder, write)
+    if write: self._mend()
+
 @patch
 def _take_lock(self: Store): # or say who has it
     self.folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +184,7 @@ def put(self: Store,
                 many("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [(n + k, *facts(i)) for k, i in enumerate(items)])
                 self.db.execute("UPDATE state SET next = ?", (n + len(items),))
             many("INSERT OR IGNORE INTO columns VALUES (?)", {(c,) for i in items for c in i.meta})
-    except (OSError, sqlite3.OperationalError) as e: raise UserError(f"{self.folder}: cannot be written ({getattr(e, 'strerror', None) or e}); make room. What was written before is kept, and the same command goes on.") from e
+    except (OSError, sqlite3.Error) as e: raise UserError(f"{self.folder}: cannot be written ({getattr(e, 'strerror', None) or e}); make room. What was written before is kept, and the same command goes on.") from e
 
 @patch
 def remove(self: Store,
@@ -229,9 +238,11 @@ def _allowed(self: Store, n, where): # mask of the rows that count; None if all 
     return mask
 
 @patch
-def _index(self: Store): # the approximate index, opened at the first use
-    if self.index and self._ann[0] != self.index["file"]: self._ann = self.index["file"], load_index(self.folder / self.index["file"])
-    return self._ann[1]
+def _index(self: Store): # the approximate index, opened at the first use; None if there is none
+    if self.index and self._ann[0] != self.index["file"]:
+        if not (self.folder / self.index["file"]).exists(): self.index = read_manifest(self.folder)[1] # a writer has built another one
+        if self.index: self._ann = self.index["file"], load_index(self.folder / self.index["file"])
+    return self._ann[1] if self.index else None
 
 # %% ../nbs/13c_store.ipynb #c35b5ee0
 @patch
@@ -242,11 +253,12 @@ def search(self: Store,
     all_of_them: bool = False, # compare every vector, even where there is an index
 ) -> list[list[tuple[float, Item]]]: # for each query, scores and images, best first
     "The k best images."
-    with transaction(self.db, "DEFERRED"):
+    with _whole(self.folder), transaction(self.db, "DEFERRED"):
+        index = None if all_of_them else self._index() # first, so that it knows no row that comes later
         vectors = self.vectors
         allowed = self._allowed(len(vectors), where)
         few = allowed is not None and allowed.sum() < 0.05 * len(vectors) # then a graph or lists would mostly find what doesn't count
-        if self.index and not few and not all_of_them: scores, rows = approximate(self._index(), vectors, queries, k, self.index["effort"], allowed)
+        if index is not None and not few: scores, rows = approximate(index, vectors, queries, k, self.index["effort"], allowed)
         else: scores, rows = exact(vectors, queries, k, allowed)
         get = lambda r: _item(*self.db.execute(f"SELECT {_FACTS} FROM items WHERE row=?", (int(r),)).fetchone())
         return [[(float(s), get(r)) for s, r in zip(*both) if r >= 0] for both in zip(scores, rows)]

@@ -91,12 +91,19 @@ def from_transformers(
 
 # %% ../nbs/04b_weights.ipynb #da0e60e0
 def _json(file):
-    try: return json.loads(Path(file).read_text(encoding="utf-8"))
+    try: values = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e: raise UserError(f"{file}: cannot be read as JSON; fetch the folder again.") from e
+    if not isinstance(values, dict): raise UserError(f"{file}: holds no names and values; fetch the folder again.")
+    return values
+
+def _part(values, name, file): # a dictionary inside another one; empty if it is not given
+    part = {} if values.get(name) is None else values[name]
+    if not isinstance(part, dict): raise UserError(f"{file}: {name} holds no names and values; fetch the folder again.")
+    return part
 
 def _transformers_says(config, file): # what config.json tells, as arguments of Arch
     if config.get("model_type") != "clip": raise UserError(f"{file}: says model_type {config.get('model_type')!r} and not 'clip'; give a folder that transformers' CLIPModel saved.")
-    text, vision = ({} if config.get(k) is None else config[k] for k in ("text_config", "vision_config"))
+    text, vision = (_part(config, k, file) for k in ("text_config", "vision_config"))
     acts = {c.get("hidden_act", "quick_gelu") for c in (text, vision)}
     if acts not in ({"quick_gelu"}, {"gelu"}): raise UserError(f"{file}: says hidden_act {' and '.join(sorted(map(str, acts)))}, where both towers have quick_gelu or both gelu; give another model.")
     return dict(quick_gelu="quick_gelu" in acts, heads=vision.get("num_attention_heads", 12), text_heads=text.get("num_attention_heads", 8))
@@ -106,11 +113,12 @@ def folder_parts(
 ) -> tuple[list[Path], dict]: # its files of weights; what it says of the model, as arguments of `Arch`
     "What a folder of weights holds."
     if (file := folder / "open_clip_config.json").is_file():
-        said, names = dict(quick_gelu=bool(_json(file).get("model_cfg", {}).get("quick_gelu"))), ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+        said, names = dict(quick_gelu=bool(_part(_json(file), "model_cfg", file).get("quick_gelu"))), ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
     elif (file := folder / "config.json").is_file():
         said, names = _transformers_says(_json(file), file), ("model.safetensors", "pytorch_model.bin")
         for index in (folder / f"{n}.index.json" for n in names):
-            if index.is_file(): return [folder / Path(n).name for n in sorted(set(_json(index)["weight_map"].values()))], said
+            if index.is_file() and not (shards := set(map(str, _part(_json(index), "weight_map", index).values()))): raise UserError(f"{index}: has no weight_map, which names the files; fetch the folder again.")
+            if index.is_file(): return [folder / Path(n).name for n in sorted(shards)], said
     else: raise UserError(f"{folder}: has neither config.json nor open_clip_config.json; give a folder that transformers' CLIPModel or open_clip saved, or a file of weights.")
     there = [folder / n for n in names if (folder / n).is_file()]
     if not there: raise UserError(f"{folder}: has no {names[0]}; fetch it, and put it there.")

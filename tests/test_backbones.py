@@ -143,7 +143,7 @@ def test_the_command_refuses_in_one_line(bad, data, tmp_path, choice, said):
 
 def test_without_a_network_the_sentence_says_what_to_put_where(tmp_path):
     code = "from cmlfa.backbones import fetch; from cmlfa.synth import command; command(fetch)(f'http://127.0.0.1:9/{\"0\" * 64}/ViT-B-16.pt', '.')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "another machine and put it at ViT-B-16.pt" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
@@ -168,7 +168,7 @@ def test_two_processes_fetch_one_file_once(tmp_path):
 
 
 def test_the_list_shows_every_backbone():
-    done = subprocess.run([sys.executable, "-m", "cmlfa.clip", "--list"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "cmlfa.clip", "--list"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     for name in (*OPENAI, "ViT-H-14", "ViT-bigG-14"): assert f"\n{name} " in done.stdout
     assert "SigLIP" not in done.stdout

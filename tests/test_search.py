@@ -54,14 +54,17 @@ def same(a, b):
     return a.keys() == b.keys() and all(np.abs(a[p] - b[p]).max() < 2e-3 for p in a)
 
 
-def kill_while_writing(command, files, limit=60, **kw):
-    "Start a command and kill it with all its children once one of the files has grown; whether it was killed."
+def kill_while_writing(command, files, limit=300, **kw):
+    "Start a command and kill it with all its children once one of the files has grown, or the seconds are over; whether it was killed because a file grew."
     size = lambda: sum(f.stat().st_size for f in files() if f.exists())
-    before, p, end = size(), subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, **kw), time.time() + limit
-    while p.poll() is None and time.time() < end:
-        if size() > before: os.killpg(p.pid, 9); p.wait(); return True
+    before, p, end, grown = size(), subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, **kw), time.time() + limit, False
+    while p.poll() is None and not grown and time.time() < end:
         time.sleep(.002)
-    return False
+        grown = size() > before
+    killed = p.poll() is None
+    if killed: os.killpg(p.pid, 9)
+    p.wait()
+    return killed and grown
 
 
 def test_a_mixed_folder_is_indexed_killed_resumed_and_searched(photos, model, tmp_path):
@@ -89,7 +92,7 @@ def test_many_processes_killed_and_resumed_by_another_number_of_them(photos, mod
     store = tmp_path / "store"
     args = ["--no-python", BIN / "cmlfa_index", photos, "--store", store, "--model", model, "--batch_size", "4", "--num_workers", "0", "--cpu"]
     two = [BIN / "torchrun", "--standalone", "--nproc_per_node", "2", *args]
-    assert kill_while_writing(two, lambda: [store / f"parts/{r}/vectors.f16" for r in (0, 1)], limit=120)
+    assert kill_while_writing(two, lambda: [store / f"parts/{r}/vectors.f16" for r in (0, 1)])
     assert list((store / "parts").glob("*/vectors.f16"))
     done = subprocess.run([BIN / "torchrun", "--standalone", "--nproc_per_node", "3", *args], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
