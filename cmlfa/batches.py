@@ -7,7 +7,6 @@ __all__ = ['MEAN', 'STD', 'FLIPS', 'PIECE', 'SAMPLERS', 'Files', 'normalise', 'r
            'side_by_side', 'Augment', 'Pairs', 'RandomBatches', 'IdentityBatches', 'train_loader', 'gallery_loader']
 
 # %% ../nbs/02b_batches.ipynb #469d0ea4
-import signal
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
@@ -190,9 +189,6 @@ class IdentityBatches:
             if step >= self.start: yield batch[self.mine]
 
 # %% ../nbs/02b_batches.ipynb #ca0cee0c
-def _deaf(_): # a signal to the whole group is the main process's business: it saves, and then the workers go
-    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
-
 SAMPLERS = ("random", "identity")
 
 def _as_is(batch): return batch # a batch comes whole, there is nothing to collate
@@ -210,7 +206,7 @@ def train_loader(
     "Batches for training."
     if sampler not in SAMPLERS: raise UserError(f"sampler: {sampler!r} is unknown; choose {' or '.join(SAMPLERS)}.")
     batches = RandomBatches(len(pairs), batch_size, seed, rank, ranks) if sampler == "random" else IdentityBatches(pairs.labels, batch_size, num_instance, seed, rank, ranks)
-    return DataLoader(pairs, batch_sampler=batches, num_workers=num_workers, collate_fn=_as_is, pin_memory=torch.cuda.is_available(), worker_init_fn=_deaf,
+    return DataLoader(pairs, batch_sampler=batches, num_workers=num_workers, collate_fn=_as_is, pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0) # started once, not once an epoch
 
 def gallery_loader(
@@ -219,4 +215,4 @@ def gallery_loader(
     num_workers: int = 0, # processes that decode images
 ) -> DataLoader: # of uint8 batches, B x 3 x h x w, in order
     "Batches for embedding."
-    return DataLoader(images, batch_size, num_workers=num_workers, collate_fn=_as_is, pin_memory=torch.cuda.is_available(), worker_init_fn=_deaf)
+    return DataLoader(images, batch_size, num_workers=num_workers, collate_fn=_as_is, pin_memory=torch.cuda.is_available())
