@@ -3,11 +3,11 @@ import json
 import os
 
 import pytest
-from conftest import TINY, run
+from conftest import BIN, TINY, run
 
 SHORT = [*TINY, *"--cpu --dataset_name CUHK-PEDES --num_epoch 2 --lr 1e-3 --loss_names sdm+id+itc --prototypes 0 --log_period 4".split()] # nothing in it throws dice
 ALONE = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | dict(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
-LAUNCH = "--standalone --nproc_per_node 2 --no_python cmlfa_train".split()
+LAUNCH = [*"--standalone --nproc_per_node 2 --no_python".split(), BIN / "cmlfa_train"] # found without the environment being activated
 
 
 def history(work, name):
