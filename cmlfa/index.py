@@ -89,11 +89,12 @@ def fingerprint(
     return h.hexdigest()
 
 def open_model(
-    name: str | Path, # bundled model, folder, run, file, or owner/name on the Hub
+    name: str | Path | CMLFA, # bundled model, folder, run, file, owner/name on the Hub; or one in memory, which is copied
     device: torch.device | None = None, # where to compute
 ) -> tuple[CMLFA, Model]: # ready to embed; how a store knows it
     "Open a model for embedding."
-    model = CMLFA.from_pretrained(name).for_search().to(device or "cpu")
+    model = (name if isinstance(name, CMLFA) else CMLFA.from_pretrained(name)).for_search().to(device or "cpu")
+    if isinstance(name, CMLFA): return model, Model("a model in memory", fingerprint(model), model.arch.dim)
     place = str(Path(name).resolve()) if Path(name).exists() and not (MODELS / str(name)).is_dir() else str(name)
     return model, Model(place, fingerprint(model), model.arch.dim)
 
