@@ -7,8 +7,12 @@ __all__ = ['KINDS', 'NAMED', 'SMALL', 'published_step', 'our_trainer', 'our_step
            'slower_in_bf16', 'ways', 'kinds', 'child', 'start', 'timed', 'named_peak', 'spread', 'figures_of',
            'table_of', 'flags', 'job_of', 'measure']
 
-# %% ../nbs/17g_train.ipynb #afdd3657
-import json, subprocess, sys, time
+# %% ../nbs/17g_train.ipynb #2cc7053d
+import multiprocessing as mp
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
@@ -26,7 +30,7 @@ from .bench import paired, processor, ratio
 from .bench_rank import peak_mb
 from .published import LOSSES, WEIGHTS, Job, Published, draw, flops, halve, model_of, prepared, uncut
 
-# %% ../nbs/17g_train.ipynb #2692a0ab
+# %% ../nbs/17g_train.ipynb #03579721
 def published_step(
     job: Job, # what
     half: bool = False, # pure fp16
@@ -44,7 +48,7 @@ def published_step(
         return {k: v.item() for k, v in losses.items()}
     return step
 
-# %% ../nbs/17g_train.ipynb #82d84b06
+# %% ../nbs/17g_train.ipynb #2b202195
 def our_trainer(
     job: Job, # what
     precision: str = "no", # no, bf16 or fp16
@@ -71,7 +75,7 @@ def our_step(
         return trainer.losses
     return step
 
-# %% ../nbs/17g_train.ipynb #7921dc56
+# %% ../nbs/17g_train.ipynb #5fedd83a
 def open_clip_step(
     job: Job, # what
     bf16: bool = False, # mixed precision
@@ -92,7 +96,7 @@ def open_clip_step(
         return dict(itc=loss.detach())
     return step
 
-# %% ../nbs/17g_train.ipynb #c8435f6c
+# %% ../nbs/17g_train.ipynb #30823a11
 def peak(
     device: str, # cpu or cuda
     dtype: torch.dtype = torch.float32, # of the numbers
@@ -119,7 +123,7 @@ def slower_in_bf16(
     n = 4096 if device == "cuda" else 512
     return peak(device, torch.float32, n) / peak(device, torch.bfloat16, n)
 
-# %% ../nbs/17g_train.ipynb #497357b1
+# %% ../nbs/17g_train.ipynb #529bcadc
 def ways(
     job: Job, # its device decides
     bf16: bool, # whether it is worth measuring
@@ -130,7 +134,7 @@ def ways(
     if bf16: found |= {"ours, bf16": lambda: our_step(job, "bf16"), "open_clip, bf16": lambda: open_clip_step(job, bf16=True)}
     return found | {"ours, checkpointed": lambda: our_step(job, "bf16" if bf16 and job.device == "cuda" else "no", checkpoint_activations=True)}
 
-# %% ../nbs/17g_train.ipynb #f658f551
+# %% ../nbs/17g_train.ipynb #76443bb7
 KINDS = dict(products=("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "mkldnn_convolution", "cudnn_convolution"),
     attention=("scaled_dot_product", "softmax"), norms=("layer_norm",), bends=("gelu", "silu", "sigmoid"), optimiser=("Optimizer.step",))
 
@@ -149,7 +153,7 @@ def kinds(
         else: found[kind] = sum(own(e) for e in rows if e.key.startswith("aten::") and any(n in e.key for n in names))
     return found | {"all else": max(0., sum(map(own, rows)) - sum(found.values()))}
 
-# %% ../nbs/17g_train.ipynb #a4162d4a
+# %% ../nbs/17g_train.ipynb #f049c33d
 def child(
     job: dict, # as `asdict` makes it
     bf16: bool, # from `slower_in_bf16`
@@ -175,12 +179,15 @@ def start(
     way: str, # a name of `ways`
 ) -> dict: # from `child`
     "The same in a fresh process."
-    code = f"import json, sys; from cmlfa.bench_train import child; print(json.dumps(child(*json.loads(sys.argv[1]))))"
-    done = subprocess.run([sys.executable, "-c", code, json.dumps([asdict(job), bf16, way])], capture_output=True, text=True)
-    if done.returncode: raise UserError(f"batch: {way} could not take {job.batch} pairs: {(done.stderr.strip().splitlines() or ['it was ended, most likely for want of memory'])[-1]}; give a smaller --batch.")
-    return json.loads(done.stdout.splitlines()[-1])
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99") # the profiler reports every start and stop
+    fresh = mp.get_context("forkserver") # its processes are copies of one that has only imported what is needed
+    fresh.set_forkserver_preload(["cmlfa.bench_train"])
+    try:
+        with ProcessPoolExecutor(1, fresh) as pool: return pool.submit(child, asdict(job), bf16, way).result()
+    except (BrokenProcessPool, RuntimeError) as e: # RuntimeError: CUDA's memory, and what PyTorch refuses
+        raise UserError(f"batch: {way} could not take {job.batch} pairs ({str(e).splitlines()[0]}); it may be memory, so give a smaller --batch.") from e
 
-# %% ../nbs/17g_train.ipynb #fe2d18b3
+# %% ../nbs/17g_train.ipynb #3304ddb8
 def timed(
     job: Job, # what
     bf16: bool, # from `slower_in_bf16`
@@ -196,7 +203,7 @@ def timed(
     made = {way: several(make()) for way, make in ways(job, bf16).items() if way != "ours, checkpointed"}
     return {way: [s / n for s in seconds] for way, seconds in paired(made, rounds).items()}
 
-# %% ../nbs/17g_train.ipynb #5bb00da8
+# %% ../nbs/17g_train.ipynb #83b68f9b
 NAMED = {"A100": 312e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "L40S": 362e12} # FLOP/s; the first name that fits
 
 def named_peak(
@@ -205,7 +212,7 @@ def named_peak(
     "The vendor's number."
     return next((flops for key, flops in NAMED.items() if all(word in name for word in key.split())), None)
 
-# %% ../nbs/17g_train.ipynb #617d6229
+# %% ../nbs/17g_train.ipynb #0b72795b
 def spread(theirs, ours): # smallest and largest ratio of a round
     return [round(f(a / b for a, b in zip(theirs, ours)), 2) for f in (min, max)]
 
@@ -225,7 +232,7 @@ def figures_of(
     name = torch.cuda.get_device_name() if gpu else processor()
     return dict(device=name, speed_ratio_fp32=round(ratio(seconds["published"], seconds["ours"]), 2),
         speed_ratio_bf16=round(ratio(seconds[theirs], seconds["ours, bf16"]), 2) if bf16 else None,
-        memory_ratio=round(memory[mine]["mb"] / memory[theirs]["mb"], 3), memory_ratio_checkpointed=round(memory["ours, checkpointed"]["mb"] / memory[theirs]["mb"], 3),
+        memory_ratio=round(memory[mine]["mb"] / memory[theirs]["mb"], 3), memory_ratio_checkpointed=round(memory["ours, checkpointed"]["mb"] / memory[theirs]["mb"], 3) if "ours, checkpointed" in memory else None,
         time_over_open_clip=round(ratio(seconds[mine], seconds[bound]), 2), peak_share=round(rate[mine] / best, 3),
         peak_share_named=round(rate[mine] / named_peak(name), 3) if named_peak(name) else None,
         bf16="measured" if bf16 else f"left out: this device multiplies matrices {slower:.0f} times slower in bf16 than in fp32",
@@ -235,7 +242,7 @@ def figures_of(
         gflop_a_pair={w: round(n / 1e9, 1) for w, n in work.items()}, gflops={w: round(r / 1e9, 1) for w, r in rate.items()}, peak_gflops={k: round(p / 1e9, 1) for k, p in peaks.items()},
         peak_mb={w: r["mb"] for w, r in memory.items()}, kinds={w: r["kinds"] for w, r in memory.items()}, alone={w: r["seconds"] for w, r in memory.items()})
 
-# %% ../nbs/17g_train.ipynb #3173ef7a
+# %% ../nbs/17g_train.ipynb #293254c2
 def table_of(
     f: dict, # from `figures_of`
 ) -> str: # for people
@@ -243,15 +250,15 @@ def table_of(
     lines = [f"{f['device']}, batch {f['batch']}, images of {f['image_size'][0]} x {f['image_size'][1]}", f"{'':<20}{'s a step':>10}{'pairs/s':>10}{'GFLOP a pair':>14}{'GFLOP/s':>10}{'peak MB':>10}"]
     for way, s in f["seconds"].items():
         lines.append(f"{way:<20}{median(s):>10.3f}{f['pairs_per_second'][way]:>10.2f}{f['gflop_a_pair'][way.split(',')[0]]:>14.1f}{f['gflops'][way]:>10,.0f}{f['peak_mb'][way]:>10,}")
-    lines.append(f"{'ours, checkpointed':<20}{f['alone']['ours, checkpointed']:>10.3f}{'':>34}{f['peak_mb']['ours, checkpointed']:>10,}")
+    if "ours, checkpointed" in f["peak_mb"]: lines.append(f"{'ours, checkpointed':<20}{f['alone']['ours, checkpointed']:>10.3f}{'':>34}{f['peak_mb']['ours, checkpointed']:>10,}")
     peaks = ", ".join(f"{p:,.0f} GFLOP/s in {k}" for k, p in f["peak_gflops"].items())
     low, high = f["spread_fp32"]
     lines += [f"a large product of matrices: {peaks}; ours reaches {100 * f['peak_share']:.0f}% of it",
         f"published over ours in fp32: {f['speed_ratio_fp32']:.2f} ({low:.2f} to {high:.2f} in single rounds); bf16 {f['speed_ratio_bf16'] or f['bf16']}",
-        f"memory, ours over published: {f['memory_ratio']:.2f}, with checkpointing {f['memory_ratio_checkpointed']:.2f}; time, ours over open_clip: {f['time_over_open_clip']:.2f}"]
+        f"memory, ours over published: {f['memory_ratio']:.2f}, with checkpointing {f['memory_ratio_checkpointed'] or 'not measured'}; time, ours over open_clip: {f['time_over_open_clip']:.2f}"]
     return "\n".join(lines)
 
-# %% ../nbs/17g_train.ipynb #d1018cbe
+# %% ../nbs/17g_train.ipynb #23956fa9
 SMALL = Arch(width=384, layers=6, heads=6, dim=128, text_width=192, text_layers=6, text_heads=3) # for --quick; images of the real size
 
 def flags(
@@ -260,7 +267,7 @@ def flags(
     "The flags of this benchmark alone."
     parser.add_argument("--backbone", help="a vision transformer of python -m cmlfa.clip --list (ViT-B/16; a small one with --quick)")
     parser.add_argument("--img_size", nargs=2, type=int, help="height and width in pixels (384 128)")
-    parser.add_argument("--batch", type=int, help="pairs a step (CPU: 16, or 8 with --quick; GPU: 64)")
+    parser.add_argument("--batch", type=int, help="pairs a step (CPU: 16, or 4 with --quick; GPU: 64)")
 
 def job_of(
     quick: bool, # the small model
@@ -275,9 +282,9 @@ def job_of(
     if arch.resnet or arch.hidden: raise UserError(f"backbone: {name} is not one that the published code can be written for here; choose a ViT such as ViT-B/16 or ViT-L/14.")
     arch = replace(arch, image_size=natural_sizes(name)["img_size"], quick_gelu=True) if backbone or not quick else SMALL
     if batch is not None and batch < 2: raise UserError(f"batch: {batch} leaves nothing to compare; give 2 or more.")
-    return Job(replace(arch, image_size=tuple(img_size or arch.image_size)), batch or (64 if device == "cuda" else 8 if quick else 16), device)
+    return Job(replace(arch, image_size=tuple(img_size or arch.image_size)), batch or (64 if device == "cuda" else 4 if quick else 16), device)
 
-# %% ../nbs/17g_train.ipynb #a09021bb
+# %% ../nbs/17g_train.ipynb #ef2126ce
 def measure(
     quick: bool = False, # smaller
     **asked, # backbone, img_size, batch
@@ -287,7 +294,7 @@ def measure(
     if job.device == "cpu": keep_memory()
     slower = slower_in_bf16(job.device)
     bf16 = slower < 1
-    memory = {way: start(job, bf16, way) for way in ways(job, bf16)}
+    memory = {way: start(job, bf16, way) for way in ways(job, bf16) if not (quick and way == "ours, checkpointed")}
     peaks = dict(fp32=peak(job.device)) | (dict(bf16=peak(job.device, torch.bfloat16)) if bf16 else {})
-    figures = figures_of(job, timed(job, bf16, 10 if job.device == "cuda" else 4 if quick else 3), memory, slower, peaks, flops(job))
+    figures = figures_of(job, timed(job, bf16, 10 if job.device == "cuda" else 3), memory, slower, peaks, flops(job))
     return table_of(figures), figures
