@@ -7,13 +7,14 @@ __all__ = ['KINDS', 'NAMED', 'SMALL', 'published_step', 'our_trainer', 'our_step
            'slower_in_bf16', 'ways', 'kinds', 'child', 'start', 'timed', 'named_peak', 'spread', 'figures_of',
            'table_of', 'flags', 'job_of', 'measure']
 
-# %% ../nbs/17g_train.ipynb #2cc7053d
+# %% ../nbs/17g_train.ipynb #cbf51071
 import multiprocessing as mp
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 import torch
@@ -30,7 +31,7 @@ from .bench import paired, processor, ratio
 from .bench_rank import peak_mb
 from .published import LOSSES, WEIGHTS, Job, Published, draw, flops, halve, model_of, prepared, uncut
 
-# %% ../nbs/17g_train.ipynb #03579721
+# %% ../nbs/17g_train.ipynb #d5e1aafe
 def published_step(
     job: Job, # what
     half: bool = False, # pure fp16
@@ -48,7 +49,7 @@ def published_step(
         return {k: v.item() for k, v in losses.items()}
     return step
 
-# %% ../nbs/17g_train.ipynb #2b202195
+# %% ../nbs/17g_train.ipynb #5f2fe403
 def our_trainer(
     job: Job, # what
     precision: str = "no", # no, bf16 or fp16
@@ -75,7 +76,7 @@ def our_step(
         return trainer.losses
     return step
 
-# %% ../nbs/17g_train.ipynb #5fedd83a
+# %% ../nbs/17g_train.ipynb #a164aa62
 def open_clip_step(
     job: Job, # what
     bf16: bool = False, # mixed precision
@@ -96,7 +97,7 @@ def open_clip_step(
         return dict(itc=loss.detach())
     return step
 
-# %% ../nbs/17g_train.ipynb #30823a11
+# %% ../nbs/17g_train.ipynb #523acff8
 def peak(
     device: str, # cpu or cuda
     dtype: torch.dtype = torch.float32, # of the numbers
@@ -123,18 +124,18 @@ def slower_in_bf16(
     n = 4096 if device == "cuda" else 512
     return peak(device, torch.float32, n) / peak(device, torch.bfloat16, n)
 
-# %% ../nbs/17g_train.ipynb #529bcadc
+# %% ../nbs/17g_train.ipynb #896c493e
 def ways(
-    job: Job, # its device decides
+    gpu: bool, # pure fp16 is for GPUs
     bf16: bool, # whether it is worth measuring
-) -> dict: # name to a function that makes the step
+) -> dict: # name to a function of a job that makes the step
     "What is compared."
-    found = {"published": lambda: published_step(job), "ours": lambda: our_step(job), "open_clip": lambda: open_clip_step(job)}
-    if bf16 and job.device == "cuda": found["published, fp16"] = lambda: published_step(job, half=True)
-    if bf16: found |= {"ours, bf16": lambda: our_step(job, "bf16"), "open_clip, bf16": lambda: open_clip_step(job, bf16=True)}
-    return found | {"ours, checkpointed": lambda: our_step(job, "bf16" if bf16 and job.device == "cuda" else "no", checkpoint_activations=True)}
+    found = {"published": published_step, "ours": our_step, "open_clip": open_clip_step}
+    if bf16 and gpu: found["published, fp16"] = partial(published_step, half=True)
+    if bf16: found |= {"ours, bf16": partial(our_step, precision="bf16"), "open_clip, bf16": partial(open_clip_step, bf16=True)}
+    return found | {"ours, checkpointed": partial(our_step, precision="bf16" if bf16 and gpu else "no", checkpoint_activations=True)}
 
-# %% ../nbs/17g_train.ipynb #76443bb7
+# %% ../nbs/17g_train.ipynb #5cddfe7d
 KINDS = dict(products=("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "mkldnn_convolution", "cudnn_convolution"),
     attention=("scaled_dot_product", "softmax"), norms=("layer_norm",), bends=("gelu", "silu", "sigmoid"), optimiser=("Optimizer.step",))
 
@@ -153,41 +154,39 @@ def kinds(
         else: found[kind] = sum(own(e) for e in rows if e.key.startswith("aten::") and any(n in e.key for n in names))
     return found | {"all else": max(0., sum(map(own, rows)) - sum(found.values()))}
 
-# %% ../nbs/17g_train.ipynb #f049c33d
+# %% ../nbs/17g_train.ipynb #c9b6d011
 def child(
-    job: dict, # as `asdict` makes it
-    bf16: bool, # from `slower_in_bf16`
-    way: str, # a name of `ways`
-) -> dict: # megabytes at the peak, seconds of the second step, seconds by kind of operation
-    "Two steps of one way, in this process."
-    job = Job(**job | {"arch": Arch(**job["arch"])})
-    gpu, losses = job.device == "cuda", None
+    job: Job, # what
+    make, # what makes the step, from `ways` or like them
+) -> dict: # megabytes of the process before, and at the peak; seconds of the second step; seconds by kind of operation; losses
+    "Two steps, in this process."
+    gpu = job.device == "cuda"
     if not gpu: keep_memory()
-    step = ways(job, bf16)[way]()
+    before = peak_mb()
+    step = make(job)
     step()
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu) as p:
         start = time.perf_counter()
-        losses = step()
+        losses = {k: float(v) for k, v in step().items()}
         sync(job.device)
         seconds = time.perf_counter() - start
     mb = torch.cuda.max_memory_allocated() / 1e6 if gpu else peak_mb()
-    return dict(mb=round(mb), seconds=round(seconds, 3), kinds={k: round(v, 4) for k, v in kinds(p.key_averages(), gpu).items()}, losses={k: float(v) for k, v in losses.items()})
+    return dict(before=round(before), mb=round(mb), seconds=round(seconds, 3), kinds={k: round(v, 4) for k, v in kinds(p.key_averages(), gpu).items()}, losses=losses)
 
 def start(
     job: Job, # what
-    bf16: bool, # from `slower_in_bf16`
-    way: str, # a name of `ways`
+    make, # what makes the step
 ) -> dict: # from `child`
     "The same in a fresh process."
     os.environ.setdefault("KINETO_LOG_LEVEL", "99") # the profiler reports every start and stop
     fresh = mp.get_context("forkserver") # its processes are copies of one that has only imported what is needed
     fresh.set_forkserver_preload(["cmlfa.bench_train"])
     try:
-        with ProcessPoolExecutor(1, fresh) as pool: return pool.submit(child, asdict(job), bf16, way).result()
+        with ProcessPoolExecutor(1, fresh) as pool: return pool.submit(child, job, make).result()
     except (BrokenProcessPool, RuntimeError) as e: # RuntimeError: CUDA's memory, and what PyTorch refuses
-        raise UserError(f"batch: {way} could not take {job.batch} pairs ({str(e).splitlines()[0]}); it may be memory, so give a smaller --batch.") from e
+        raise UserError(f"batch: {job.batch} pairs could not be taken ({str(e).splitlines()[0]}); it may be for want of memory, so give a smaller --batch.") from e
 
-# %% ../nbs/17g_train.ipynb #3304ddb8
+# %% ../nbs/17g_train.ipynb #59cc123a
 def timed(
     job: Job, # what
     bf16: bool, # from `slower_in_bf16`
@@ -200,10 +199,10 @@ def timed(
             for _ in range(n): step()
             sync(job.device)
         return run
-    made = {way: several(make()) for way, make in ways(job, bf16).items() if way != "ours, checkpointed"}
+    made = {way: several(make(job)) for way, make in ways(job.device == "cuda", bf16).items() if way != "ours, checkpointed"}
     return {way: [s / n for s in seconds] for way, seconds in paired(made, rounds).items()}
 
-# %% ../nbs/17g_train.ipynb #83b68f9b
+# %% ../nbs/17g_train.ipynb #61102f5c
 NAMED = {"A100": 312e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "L40S": 362e12} # FLOP/s; the first name that fits
 
 def named_peak(
@@ -212,7 +211,7 @@ def named_peak(
     "The vendor's number."
     return next((flops for key, flops in NAMED.items() if all(word in name for word in key.split())), None)
 
-# %% ../nbs/17g_train.ipynb #0b72795b
+# %% ../nbs/17g_train.ipynb #d85a936f
 def spread(theirs, ours): # smallest and largest ratio of a round
     return [round(f(a / b for a, b in zip(theirs, ours)), 2) for f in (min, max)]
 
@@ -242,7 +241,7 @@ def figures_of(
         gflop_a_pair={w: round(n / 1e9, 1) for w, n in work.items()}, gflops={w: round(r / 1e9, 1) for w, r in rate.items()}, peak_gflops={k: round(p / 1e9, 1) for k, p in peaks.items()},
         peak_mb={w: r["mb"] for w, r in memory.items()}, kinds={w: r["kinds"] for w, r in memory.items()}, alone={w: r["seconds"] for w, r in memory.items()})
 
-# %% ../nbs/17g_train.ipynb #293254c2
+# %% ../nbs/17g_train.ipynb #c8eb5c6d
 def table_of(
     f: dict, # from `figures_of`
 ) -> str: # for people
@@ -258,7 +257,7 @@ def table_of(
         f"memory, ours over published: {f['memory_ratio']:.2f}, with checkpointing {f['memory_ratio_checkpointed'] or 'not measured'}; time, ours over open_clip: {f['time_over_open_clip']:.2f}"]
     return "\n".join(lines)
 
-# %% ../nbs/17g_train.ipynb #23956fa9
+# %% ../nbs/17g_train.ipynb #92cff942
 SMALL = Arch(width=384, layers=6, heads=6, dim=128, text_width=192, text_layers=6, text_heads=3) # for --quick; images of the real size
 
 def flags(
@@ -284,7 +283,7 @@ def job_of(
     if batch is not None and batch < 2: raise UserError(f"batch: {batch} leaves nothing to compare; give 2 or more.")
     return Job(replace(arch, image_size=tuple(img_size or arch.image_size)), batch or (64 if device == "cuda" else 4 if quick else 16), device)
 
-# %% ../nbs/17g_train.ipynb #ef2126ce
+# %% ../nbs/17g_train.ipynb #d977039d
 def measure(
     quick: bool = False, # smaller
     **asked, # backbone, img_size, batch
@@ -294,7 +293,7 @@ def measure(
     if job.device == "cpu": keep_memory()
     slower = slower_in_bf16(job.device)
     bf16 = slower < 1
-    memory = {way: start(job, bf16, way) for way in ways(job, bf16) if not (quick and way == "ours, checkpointed")}
+    memory = {way: start(job, make) for way, make in ways(job.device == "cuda", bf16).items() if not (quick and way == "ours, checkpointed")}
     peaks = dict(fp32=peak(job.device)) | (dict(bf16=peak(job.device, torch.bfloat16)) if bf16 else {})
     figures = figures_of(job, timed(job, bf16, 10 if job.device == "cuda" else 3), memory, slower, peaks, flops(job))
     return table_of(figures), figures
