@@ -97,6 +97,7 @@ class Config:
     trackers: str = "" # besides TensorBoard: wandb, mlflow or another that accelerate knows, joined by '+'
     learn_temperature: bool = False # let training move the temperature from where it starts
     checkpoint_activations: bool = False # compute the insides of the blocks twice instead of keeping them: less memory, more time
+    fsdp: bool = False # share out weights, gradients and the optimiser's memory over the processes (FSDP2), for towers that do not fit one GPU
     compile: bool = False # let torch.compile fuse the model's operations; the first steps take minutes
     deterministic: bool = False # only operations that give the same bits each time, on a GPU too
     cache_chunk: int = 0 # pairs in memory at once (gradient caching), for batches that do not fit; 0: the whole batch
@@ -160,6 +161,8 @@ def validate(
     if cfg.name in ("", ".", "..") or Path(cfg.name).name != cfg.name: raise UserError(f"name: {cfg.name!r} must be a plain name, without a path; use output_dir for the place.")
     if cfg.pretrain_choice == "none": arch_named(cfg.backbone)
     split_choice(cfg.pretrain_choice) # a name whose towers cannot be built is refused here, before any data is read
+    if cfg.fsdp and cfg.compile: raise UserError("fsdp: shares out plain blocks, not compiled ones; leave --compile out.")
+    if cfg.fsdp and cfg.mixed_precision == "fp16": raise UserError("fsdp: is not made for fp16 and its scaling; choose --mixed_precision bf16, no or auto.")
     check_schedule(cfg)
     cfg.losses # an unknown loss is refused where the names are read
     return cfg

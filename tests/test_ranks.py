@@ -3,6 +3,7 @@ import json
 import os
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from conftest import BIN, TINY, run
 
 SHORT = [*TINY, *"--cpu --dataset_name CUHK-PEDES --num_epoch 2 --lr 1e-3 --loss_names sdm+id+itc --prototypes 0 --log_period 4".split()] # nothing in it throws dice
@@ -18,16 +19,18 @@ def history(work, name):
 
 @pytest.fixture(scope="module")
 def pair(data, tmp_path_factory):
-    "The same training by one process, and by two with half of the batch each, in pieces of three pairs."
+    "The same training by one process, by two with half of the batch each, in pieces of three pairs, and by two that share out the weights."
     work = tmp_path_factory.mktemp("ranks")
     one = run("cmlfa_train", *SHORT, "--root_dir", data, "--name", "one", "--batch_size", 16, cwd=work, check=True, env=ALONE)
     two = run("torchrun", *LAUNCH, *SHORT, "--root_dir", data, "--name", "two", "--batch_size", 8, "--cache_chunk", 3, cwd=work, check=True, env=ALONE)
+    run("torchrun", *LAUNCH, *SHORT, "--root_dir", data, "--name", "shared", "--batch_size", 8, "--fsdp", cwd=work, check=True, env=ALONE)
     return work, one, two
 
 
-def test_two_processes_with_half_the_batch_train_as_one(pair):
+@pytest.mark.parametrize("other", ["two", "shared"])
+def test_two_processes_with_half_the_batch_train_as_one(other, pair):
     work, *_ = pair
-    (one, tested), (two, tested_by_two) = history(work, "one"), history(work, "two")
+    (one, tested), (two, tested_by_two) = history(work, "one"), history(work, other)
     assert len(one) == len(two) > 10
     for a, b in zip(one[:8], two): # after some steps rounding has grown
         for name in ("itc", "sdm", "id", "loss", "norm"): assert abs(a[name] - b[name]) < 1e-4 * abs(a[name]), (a, b)
@@ -44,7 +47,10 @@ def test_one_process_writes_for_all(pair):
     assert (report["queries"], report["gallery"]) == tuple(json.loads((work / "logs/one/metrics.json").read_text())[k] for k in ("queries", "gallery"))
 
 
-def test_one_process_goes_on_where_two_stopped(pair, data):
+def test_one_process_goes_on_where_two_had_shared_out_the_weights(pair, data):
     work, *_ = pair
-    more = run("cmlfa_train", *SHORT, "--root_dir", data, "--name", "two", "--batch_size", 8, "--num_epoch", 3, "--resume", cwd=work, check=True, env=ALONE)
-    assert "at epoch 2, batch 0, step 48" in more.stdout and "epoch 3/3" in more.stdout, more.stdout
+    more = run("cmlfa_train", *SHORT, "--root_dir", data, "--name", "shared", "--batch_size", 8, "--num_epoch", 3, "--resume", cwd=work, check=True, env=ALONE)
+    assert "at epoch 2, batch 0, step 24" in more.stdout and "epoch 3/3" in more.stdout, more.stdout
+    assert [r["step"] for r in history(work, "shared")[0]] == list(range(24 + 24)) # 12 steps an epoch by two, 24 by one
+    events = EventAccumulator(str(work / "logs/shared/tensorboard")).Reload().Scalars("loss/loss")
+    assert [e.step for e in events] == list(range(4, 49, 4)), "the curves go on where they were"
