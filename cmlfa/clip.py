@@ -104,7 +104,7 @@ class Attention(nn.Module):
 # %% ../nbs/04_clip.ipynb #de494250
 class QuickGELU(nn.Module):
     "OpenAI's cheap stand-in for the GELU: x * sigmoid(1.702 x)."
-    def forward(self, x): return x * torch.sigmoid(1.702 * x)
+    def forward(self, x): return F.silu(1.702 * x) / 1.702 # the same, but one tensor fewer is kept for the gradient
 
 # %% ../nbs/04_clip.ipynb #946d301b
 class Block(nn.Module):

@@ -31,17 +31,19 @@ from .milvus import open_store
 # %% ../nbs/13e_index.ipynb #47ef3258
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
+def _place(folder): s = os.stat(folder); return s.st_dev, s.st_ino # the same for every path that leads there
+
 def find_images(
     root: str | Path, # a folder
 ) -> tuple[dict[str, tuple[int, int]], dict[str, str]]: # path below it to size and time; what is wrong: path to a sentence
     "Every image below a folder."
-    found, bad, seen, todo = {}, {}, set(), [""]
+    found, bad, todo = {}, {}, [""]
+    seen = {_place(p) for p in Path(root).resolve().parents}
     while todo:
         here = todo.pop()
         try:
-            s = os.stat(Path(root) / here)
-            if (s.st_dev, s.st_ino) in seen: continue
-            seen.add((s.st_dev, s.st_ino))
+            if _place(Path(root) / here) in seen: continue
+            seen.add(_place(Path(root) / here))
             with os.scandir(Path(root) / here) as entries: entries = sorted(entries, key=lambda e: e.name)
         except OSError as e: bad[here] = f"{Path(root) / here}: this folder cannot be read ({e.strerror})."; continue
         for e in entries:
@@ -49,6 +51,7 @@ def find_images(
             if e.name.startswith("."): continue
             try:
                 if e.is_dir(): todo.insert(0, path) if e.is_symlink() else todo.append(path) # links last: a folder is known by its own place
+                elif e.is_symlink() and not os.path.exists(e.path): bad[path] = f"{e.path}: this link leads to nothing; mount what it leads to, or remove it."
                 elif e.name.lower().endswith(SUFFIXES):
                     path.encode(); s = e.stat()
                     if stat.S_ISREG(s.st_mode): found[path] = s.st_size, s.st_mtime_ns # a pipe would be waited for
@@ -86,11 +89,12 @@ def fingerprint(
     return h.hexdigest()
 
 def open_model(
-    name: str | Path, # bundled model, folder, run, file, or owner/name on the Hub
+    name: str | Path | CMLFA, # bundled model, folder, run, file, owner/name on the Hub; or one in memory, which is copied
     device: torch.device | None = None, # where to compute
 ) -> tuple[CMLFA, Model]: # ready to embed; how a store knows it
     "Open a model for embedding."
-    model = CMLFA.from_pretrained(name).for_search().to(device or "cpu")
+    model = (name if isinstance(name, CMLFA) else CMLFA.from_pretrained(name)).for_search().to(device or "cpu")
+    if isinstance(name, CMLFA): return model, Model("a model in memory", fingerprint(model), model.arch.dim)
     place = str(Path(name).resolve()) if Path(name).exists() and not (MODELS / str(name)).is_dir() else str(name)
     return model, Model(place, fingerprint(model), model.arch.dim)
 

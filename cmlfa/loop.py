@@ -28,7 +28,7 @@ from .model import CMLFA
 from .cache import cached_backward
 from .shard import assembled, level, shard, whole
 from .config import Config
-from .schedule import keep_memory, lr_scale, make_optimizer, precision, recompute, set_deterministic
+from .schedule import fuse_blocks, keep_memory, lr_scale, make_optimizer, precision, recompute, set_deterministic
 from .checkpoint import Signals, Stopped, WorkerLost, losing
 
 # %% ../nbs/12_loop.ipynb #1d66c3ef
@@ -98,12 +98,12 @@ class Trainer:
         "Model and optimiser, on the device, in the form that the settings ask for."
         c, device = self.cfg, self.accelerator.device
         self.sharded = c.fsdp and ranks() > 1 # one process alone has nothing to share out
+        if c.compile: fuse_blocks(model)
         if c.checkpoint_activations: recompute(model)
         if self.sharded: shard(model.to(device), self.accelerator.mixed_precision == "bf16" and device.type == "cuda")
         groups = model.param_groups(c.lr, c.weight_decay, c.lr_factor, c.bias_lr_factor, c.weight_decay_bias)
         self.model = self.accelerator.prepare_model(model, evaluation_mode=self.sharded) # DDP where there are several, and not sharded
         self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(groups, c.optimizer, (c.alpha, c.beta), c.momentum))
-        if c.compile: self.model.compile(dynamic=True) # captions and hidden words are as many as they are
         self.rates = [g["lr"] for g in self.optimizer.param_groups]
 
     @property

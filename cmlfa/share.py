@@ -141,7 +141,7 @@ It is meant for research, for teaching, and for searching images that you may se
 
 It must not be used to identify, follow or profile people without their consent and a legal basis, to decide anything about a person, or as evidence that an image shows somebody. It ranks images by how well clothing and carried things fit a sentence. It does not recognise a person, and somebody else in the same coat ranks just as high.
 
-It is wrong often, see the results above, and it has learnt the habits of its data: which cameras, which clothes, whose words. Nobody has measured how its errors differ between groups of people. Measure that before anybody depends on it.
+It is wrong often, see the results above, and it has learnt the habits of its data: which cameras, which clothes, whose words. How its errors differ between groups of people is not on this card. The notebook 21_responsible of this project shows, with drawn people, how that is measured and what such a measurement cannot show. Measure it on your own images before anybody depends on it.
 
 CUHK-PEDES, ICFG-PEDES and RSTPReid show real people who were not asked. Their authors give them out for research only, and weights that were trained on them should go no further than that. SynthPEDES is drawn and shows nobody.
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from .synth import UserError
-from .items import Item, Model, Where, same_model, sql
+from .items import Item, Model, Where, known_columns, latest, same_model, sql
 from .nearest import approximate, build_index, choose_kind, exact, load_index, save_index, tune
 
 # %% ../nbs/13c_store.ipynb #f1611491
@@ -174,6 +174,7 @@ def put(self: Store,
 ):
     "Add images, or change what is known of them; all of these or none."
     facts = lambda i: (i.root, i.path, i.folder, i.size, i.mtime, i.hash, json.dumps(i.meta, ensure_ascii=False))
+    if vectors is not None: items, vectors = [items[k] for k in latest(items)], np.asarray(vectors)[latest(items)]
     try:
         with transaction(self.db):
             n, many = self._next(), self.db.executemany
@@ -226,9 +227,7 @@ def columns(self: Store) -> list[str]: # names
 
 @patch
 def _allowed(self: Store, n, where): # mask of the rows that count; None if all do
-    there = self.columns()
-    for w in where:
-        if w.column not in there: raise UserError(f"where: there is no column {w.column!r} in the store; it has {', '.join(there)}.")
+    known_columns(where, self.columns())
     query, values = sql(where)
     rows = self.db.execute(f"SELECT row FROM items WHERE {query}", values) if where else self.db.execute("SELECT row FROM holes")
     rows = np.fromiter((r for r, in rows), np.int64)
