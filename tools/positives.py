@@ -20,8 +20,8 @@ from cmlfa.protocol import test_run
 from cmlfa.synth import Size, write_synth
 from cmlfa.train import make_trainer
 
-OUT, SEEDS, PEOPLE = Path("benchmarks/itc_positives.json"), (1, 2, 3), Size(160, 40, 120, 4, 96, 48)
-BASE = Config(pretrain_choice="none", backbone="tiny", img_size=(48, 24), stride_size=12, loss_names="itc", prototypes=0, lr=1e-3, warmup_epochs=1., num_epoch=10,
+OUT, SEEDS, PEOPLE = Path("benchmarks/itc_positives.json"), (1, 2, 3), Size(120, 30, 120, 4, 96, 48)
+BASE = Config(pretrain_choice="none", backbone="tiny", img_size=(48, 24), stride_size=12, loss_names="itc", prototypes=0, lr=1e-3, warmup_epochs=1., num_epoch=6,
               batch_size=64, sampler="identity", num_instance=4, img_aug=True, pad=4, cpu=True, num_workers=0, log_period=1000, checkpoint_steps=0)
 
 
