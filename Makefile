@@ -5,7 +5,7 @@ READY := .venv/.ready
 export PYTHONWARNINGS ?= ignore
 export TOKENIZERS_PARALLELISM ?= false
 .DELETE_ON_ERROR:
-.PHONY: help demo test check notebooks tests lab
+.PHONY: help demo test check notebooks tests lab explore browser
 
 help: ## what there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ notebooks: $(READY) ## run every notebook
 
 tests: $(READY) ## what a notebook cannot test: processes, commands, faults
 	$(BIN)/python -m pytest -q tests
+
+explore: $(READY) ## search people on a web page; make explore ARGS='--store STORE' for your own
+	$(BIN)/cmlfa_explore $(ARGS)
 
 lab: $(READY) ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=nbs

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PEOPLE', 'SEED', 'FEW', 'HIDDEN', 'cache_folder', 'draw_gallery', 'shot_facts', 'camera_of', 'data_items',
            'cached_store', 'fill', 'Gallery', 'facets', 'examples', 'identity', 'wanted', 'right', 'open_gallery',
-           'seen_by', 'tile']
+           'seen_by', 'ablated', 'tile']
 
 # %% ../nbs/14d_gallery.ipynb #bc2f2bea
 import hashlib, json, os, re, tempfile
@@ -228,6 +228,16 @@ def seen_by(
     items = [Item(i.root, i.path, i.size, i.mtime, meta=i.meta) for i in gallery.items.values()]
     what = hashlib.sha256(json.dumps(sorted(i.path for i in items)).encode()).hexdigest() # not every store holds a whole folder
     return _filled(items, gallery.captions, gallery.title, what, model, cpu, say)
+
+# %% ../nbs/14d_gallery.ipynb #144992ba
+def ablated(
+    model: CMLFA, # any
+) -> CMLFA | None: # without its prototypes; None if it has none
+    "The same weights without the prototypes' share."
+    if not model.settings["prototypes"]: return None
+    plain = CMLFA(**model.settings | dict(prototypes=0, losses="itc", identities=0))
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if k.split(".")[0] not in ("lfa", "classifier", "irr")})
+    return plain.eval()
 
 # %% ../nbs/14d_gallery.ipynb #6a0c9dc9
 def tile(
