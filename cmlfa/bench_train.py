@@ -26,7 +26,8 @@ from .clip import Arch
 from .backbones import arch_named, natural_sizes
 from .losses import total
 from .config import Config
-from .loop import Trainer, keep_memory
+from .loop import Trainer
+from .schedule import keep_memory
 from .bench import paired, processor, ratio
 from .bench_rank import peak_mb
 from .published import LOSSES, WEIGHTS, Job, Published, draw, flops, halve, model_of, prepared, uncut
