@@ -173,6 +173,14 @@ def hear_child(self: Signals, number, frame):
     self.late = (number, frame) if self.depth else None
     if not self.depth: self.old[number](number, frame)
 
+# %% ../nbs/12_checkpoint.ipynb #cb736b89
+@patch
+def over(self: Signals):
+    "All is saved: a launcher that now ends the rest must not cut off the last words."
+    if not self.old: return # a thread, which hears no signals
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    self.old[signal.SIGTERM] = signal.SIG_IGN # and so it stays when this context ends
+
 # %% ../nbs/12_checkpoint.ipynb #184457fb
 class WorkerLost(UserError):
     "A process that loads images has died."

@@ -285,5 +285,6 @@ def fit(self: Trainer):
             if self.agreed or not self.sharded: self.call("after_stop") # slices can only be put together if all processes are here
             if self.agreed:
                 with suppress(RuntimeError): anywhere() # the others stay until the first has written, or is gone
+                if ranks() > 1: self.signals.over()
             raise
         finally: self.call("after_fit")

@@ -182,8 +182,8 @@ def one_voice():
     try: yield
     except (UserError, KeyboardInterrupt) as e:
         if not (number := int(os.environ.get("RANK", 0))): raise
-        time.sleep(3) # when the first process ends by the same error, its launcher ends this one meanwhile
         if isinstance(e, KeyboardInterrupt): sys.exit(130)
+        time.sleep(30) # when the first process ends by the same error, its launcher ends this one meanwhile
         raise UserError(f"process {number}: {e}") from e
 
 @command
