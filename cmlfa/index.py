@@ -22,8 +22,7 @@ from .data import BadImage, load_image
 from .batches import normalise
 from .share import MODELS
 from .model import CMLFA
-from .evaluate import workers
-from .protocol import pick_device
+from .evaluate import pick_device, workers
 from .items import Item, Model, plain, read_metadata
 from .store import Store
 from .milvus import open_store

@@ -24,7 +24,7 @@ from .batches import Augment, Pairs, train_loader
 from .pack import Packed, open_splits, packed_ids
 from .model import CMLFA, build_model
 from .config import Config, parse_args, save_config
-from .evaluate import evaluate, table, workers
+from .evaluate import embed_split, evaluate, table, workers
 from .protocol import test_run
 from .checkpoint import places, stand
 from .loop import Callback, Stopped, Trainer, join
@@ -43,7 +43,8 @@ class Validate(Callback):
         t.report = {}
         if (t.epoch + 1) % t.cfg.eval_period and t.epoch + 1 < t.cfg.num_epoch: return
         t.seen = model = t.plain()
-        t.report, t.scores = evaluate(model, t.val, self.images, t.cfg.test_batch_size, workers(t.cfg.num_workers))
+        t.scores = embed_split(model, t.val, self.images, t.cfg.test_batch_size, workers(t.cfg.num_workers))
+        t.report = evaluate(t.scores, t.val)
         score = t.report["t2i"]["R1"]
         self.log.write(f"epoch {t.epoch + 1} on {t.cfg.val_dataset}: " + ", ".join(f"{k} {v:.2f}" for k, v in t.report["t2i"].items()))
         if score > t.best:
