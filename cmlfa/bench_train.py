@@ -27,7 +27,6 @@ from .backbones import arch_named, natural_sizes
 from .losses import total
 from .config import Config
 from .loop import Trainer
-from .schedule import keep_memory
 from .bench import paired, processor, ratio
 from .bench_rank import peak_mb
 from .published import LOSSES, WEIGHTS, Job, Published, draw, flops, halve, model_of, prepared, uncut
@@ -162,7 +161,6 @@ def child(
 ) -> dict: # megabytes of the process before, and at the peak; seconds of the second step; seconds by kind of operation; losses
     "Two steps, in this process."
     gpu = job.device == "cuda"
-    if not gpu: keep_memory()
     before = peak_mb()
     step = make(job)
     step()
@@ -291,7 +289,6 @@ def measure(
 ) -> tuple[str, dict]: # table, figures
     "The benchmark `train`."
     job = job_of(quick, **asked)
-    if job.device == "cpu": keep_memory()
     slower = slower_in_bf16(job.device)
     bf16 = slower < 1
     memory = {way: start(job, make) for way, make in ways(job.device == "cuda", bf16).items() if not (quick and way == "ours, checkpointed")}

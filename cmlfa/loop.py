@@ -89,7 +89,7 @@ class Trainer:
         self.accelerator = make_accelerator(cfg)
         self.main, device = self.accelerator.is_main_process, self.accelerator.device # the one that writes; where it computes
         self.broken = torch.zeros((), device=device) # 1 from the first step on whose loss was no number
-        if device.type == "cpu": keep_memory()
+        if device.type == "cpu" and sum(p.numel() for p in model.parameters()) < 5e7: keep_memory()
         self.equip(model)
 
     def equip(self,
