@@ -73,16 +73,21 @@ def save(
 @command
 def main(argv=None):
     "The command `python -m cmlfa.bench`."
-    p = argparse.ArgumentParser(prog="python -m cmlfa.bench", description="Measure speed, memory and scale.")
+    p = argparse.ArgumentParser(prog="python -m cmlfa.bench", description="Measure speed, memory and scale.", add_help=False)
     p.add_argument("name", nargs="?", help="which benchmark; none: say what there is")
     p.add_argument("--quick", action="store_true", help="a smaller size, within 50 seconds on two cores")
     p.add_argument("--save", action="store_true", help="write benchmarks/NAME.json")
-    a, there = p.parse_args(argv), benches()
-    if a.name is None: return print("\n".join(f"{name:<10} {what}" for name, what in there.items()))
-    if a.name not in there: raise UserError(f"there is no benchmark {a.name!r}; choose from {', '.join(there)}.")
-    table, figures = import_module(f"cmlfa.bench_{a.name}").measure(a.quick)
+    name, there, argv = p.parse_known_args(argv)[0].name, benches(), sys.argv[1:] if argv is None else argv
+    if name and name not in there: raise UserError(f"there is no benchmark {name!r}; choose from {', '.join(there)}.")
+    bench = import_module(f"cmlfa.bench_{name}") if name else None
+    if hasattr(bench, "flags"): bench.flags(p)
+    p.add_argument("-h", "--help", action="help", help="show this and end")
+    own = vars(p.parse_args(argv))
+    if not name: return print("\n".join(f"{name:<10} {what}" for name, what in there.items()))
+    keep = own.pop("save"), own.pop("name")
+    table, figures = bench.measure(**own)
     print(table)
-    if a.save: print("written to", save(a.name, figures, f"python -m cmlfa.bench {a.name}" + " --quick" * a.quick))
+    if keep[0]: print("written to", save(name, figures, " ".join(["python -m cmlfa.bench", *(a for a in argv if a != "--save")])))
     print(json.dumps(figures))
 
 # %% ../nbs/17_bench.ipynb #fd4a4090

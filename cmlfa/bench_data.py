@@ -20,7 +20,7 @@ from .tokenizer import Tokenizer
 from .data import Split, read_splits
 from .batches import MEAN, STD, Augment, Files, Pairs, train_loader
 from .pack import image_source, write_pack
-from .loop import keep_memory
+from .schedule import keep_memory
 from .bench import paired, ratio
 
 # %% ../nbs/17b_data.ipynb #016b03a5

@@ -8,7 +8,9 @@ __all__ = ['pieces', 'dice', 'with_dice', 'first_pass', 'learned', 'wishes', 'no
 # %% ../nbs/09d_cache.ipynb #bad74799
 from contextlib import contextmanager, nullcontext
 import torch
+from fastcore.basics import patch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from .gather import rank_mean
 from .losses import total
 from .model import CMLFA
@@ -44,6 +46,14 @@ def with_dice(
         if device.type == "cuda": torch.cuda.set_rng_state(states[1], device)
         yield
 
+# %% ../nbs/09d_cache.ipynb #aa3811a0
+@patch
+def features(self: CMLFA,
+    batch: dict, # images B x 3 x h x w, ids B x L
+) -> tuple[torch.Tensor, torch.Tensor]: # fused image features, fused text features, both B x D
+    "What the comparing losses look at."
+    return self.fused_image(batch["images"])[0].float(), self.fused_text(batch["ids"]).float()
+
 # %% ../nbs/09d_cache.ipynb #27142352
 @torch.no_grad()
 def first_pass(
@@ -54,7 +64,7 @@ def first_pass(
     features, states = [], []
     for piece in cut:
         states.append(dice(piece["images"].device))
-        features.append((model.fused_image(piece["images"])[0].float(), model.fused_text(piece["ids"]).float()))
+        features.append(model.features(piece))
     return *map(torch.cat, zip(*features)), states
 
 # %% ../nbs/09d_cache.ipynb #33d18f42
@@ -78,18 +88,11 @@ def wishes(
     return {k: v.detach() for k, v in losses.items()}, list(torch.autograd.grad(total(losses, weights), leaves, allow_unused=True, materialize_grads=True))
 
 # %% ../nbs/09d_cache.ipynb #0512d63e
-@contextmanager
 def no_sync(
     model: nn.Module, # as training calls it: wrapped for several processes, or not
-):
-    "Gradients stay in this process for now."
-    if hasattr(model, "no_sync"): # DDP
-        with model.no_sync(): yield
-    elif hasattr(model, "set_requires_gradient_sync"): # FSDP
-        model.set_requires_gradient_sync(False)
-        try: yield
-        finally: model.set_requires_gradient_sync(True)
-    else: yield
+): # a context
+    "Gradients stay in this process for now, where every process has room for all of them."
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 def hidden_words(
     chosen, # True where a word is hidden, B x L; or captions and positions of the hidden words

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FREE', 'optimizer_tensors', 'optimizer_state', 'random_state', 'set_random_state', 'as_json', 'check_same', 'rotate',
-           'places', 'newest', 'Stopped', 'Signals', 'way_on', 'stand']
+           'places', 'newest', 'Stopped', 'Signals', 'WorkerLost', 'losing', 'way_on', 'stand']
 
 # %% ../nbs/12_checkpoint.ipynb #990fde9f
 import json
@@ -16,11 +16,14 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from fastcore.basics import patch
 import numpy as np
 import torch
 from safetensors import safe_open
 from .synth import UserError
 from .share import read_checkpoint, sync_folder
+from .gather import rank
+from .shard import whole
 from .config import Config
 
 # %% ../nbs/12_checkpoint.ipynb #9eec148c
@@ -28,8 +31,9 @@ def optimizer_tensors(
     optimizer, # Adam, AdamW or SGD
 ) -> dict[str, torch.Tensor]: # 'optimizer.<parameter number>.<name>'
     "The optimiser's memory as named tensors, for safetensors."
-    state = optimizer.state_dict()["state"]
-    return {f"optimizer.{i}.{k}": torch.as_tensor(v) for i, s in state.items() for k, v in s.items() if v is not None}
+    state = {f"optimizer.{i}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items() if v is not None}
+    tensors = ((name, whole(torch.as_tensor(v))) for name, v in state.items()) # of slices, each in its turn
+    return {name: v.cpu() if rank() == 0 else v.new_empty(0) for name, v in tensors} # only the first process writes
 
 # %% ../nbs/12_checkpoint.ipynb #5b4ccdd1
 def optimizer_state(
@@ -74,7 +78,7 @@ def as_json(
 # %% ../nbs/12_checkpoint.ipynb #c22904c8
 FREE = {"name", "output_dir", "root_dir", "resume", "resume_ckpt_file", "config_file", "pretrain_choice", "quick_gelu", "pos_interpolation", "backbone", "num_epoch",
         "log_period", "eval_period", "test_batch_size", "num_workers", "cpu", "mixed_precision", "clip_grad",
-        "checkpoint_steps", "keep_checkpoints", "checkpoint_activations", "compile", "deterministic", "trackers", "cache_chunk"} # may differ when a run goes on
+        "checkpoint_steps", "keep_checkpoints", "checkpoint_activations", "fsdp", "compile", "deterministic", "trackers", "cache_chunk"} # may differ when a run goes on
 
 # %% ../nbs/12_checkpoint.ipynb #1483b965
 def check_same(
@@ -127,7 +131,7 @@ class Signals:
     "A context in which SIGINT and SIGTERM stop training, but never within `whole`."
     def __init__(self,
         together: bool = False, # several processes, which agree on a step to stop after: only remember what was asked
-    ): self.together, self.asked, self.depth, self.old, self.since = together, None, 0, {}, 0.
+    ): self.together, self.asked, self.depth, self.old, self.since, self.late = together, None, 0, {}, 0., None
 
     def __enter__(self):
         if threading.current_thread() is not threading.main_thread(): return self # only the main thread hears signals
@@ -152,6 +156,47 @@ class Signals:
         try: yield
         finally: self.depth -= 1
         if self.asked and not before and not self.depth and not self.together: raise Stopped(self.asked)
+        if self.late and not self.depth: self.hear_child(*self.late)
+
+# %% ../nbs/12_checkpoint.ipynb #26447fc5
+@patch
+def watch_children(self: Signals):
+    "Take over from PyTorch what happens when a process that loads images dies."
+    number = getattr(signal, "SIGCHLD", None) # Windows has none
+    if number is None or threading.current_thread() is not threading.main_thread(): return
+    theirs = signal.getsignal(number)
+    if callable(theirs) and theirs != self.hear_child: self.old[number] = theirs; signal.signal(number, self.hear_child)
+
+@patch
+def hear_child(self: Signals, number, frame):
+    "A process that this one has started is no more."
+    self.late = (number, frame) if self.depth else None
+    if not self.depth: self.old[number](number, frame)
+
+# %% ../nbs/12_checkpoint.ipynb #cb736b89
+@patch
+def over(self: Signals):
+    "All is saved: a launcher that now ends the rest must not cut off the last words."
+    if not self.old: return # a thread, which hears no signals
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    self.old[signal.SIGTERM] = signal.SIG_IGN # and so it stays when this context ends
+
+# %% ../nbs/12_checkpoint.ipynb #184457fb
+class WorkerLost(UserError):
+    "A process that loads images has died."
+
+@contextmanager
+def losing(
+    signals: Signals, # of the run
+):
+    "The death of a worker becomes a sentence, or a stop where whoever ended it ends this process as well."
+    try: yield
+    except RuntimeError as e:
+        lost = "DataLoader worker" in str(e)
+        if lost: time.sleep(1) # a signal to all processes may reach the workers first
+        if signals.asked: raise Stopped(signals.asked) from e # whatever broke, it broke because everything is being stopped
+        if lost: raise WorkerLost(f"a process that loads images ended ({str(e).split('.')[0]}), most often for lack of memory; go on with a smaller --num_workers.") from e
+        raise
 
 # %% ../nbs/12_checkpoint.ipynb #c4de47e7
 def way_on(

@@ -145,7 +145,7 @@ def plot_wandering(
     ax = ax or plt.subplots(figsize=(3.8, 3.2))[1]
     names, times = wandering(failures, shown)
     ax.imshow(times.log2(), cmap="RdBu_r", vmin=-2, vmax=2)
-    for i, j in (~times.isnan()).nonzero().tolist(): ax.text(j, i, f"{times[i, j]:.1f}", ha="center", va="center", fontsize=7)
+    for i, j in (~times.isnan()).nonzero().tolist(): ax.text(j, i, f"{times[i, j]:.1f}", ha="center", va="center", fontsize=7, color="white" if abs(times[i, j].log2()) > 1.4 else "black")
     labels = [n.removesuffix("_colour") for n in names]
     ax.set(title="colours that wander (1: luck)", xlabel="shown at", ylabel="said of")
     ax.set_xticks(range(len(names)), labels, rotation=60, ha="right", fontsize=7); ax.set_yticks(range(len(names)), labels, fontsize=7)

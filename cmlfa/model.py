@@ -23,7 +23,7 @@ from .sff import fuse
 from .irr import IRR
 from .gather import across, rank_mean
 from .losses import cmpm_loss, id_loss, itc_loss, loss_names, mlm_loss, sdm_loss
-from .share import Saved, read_checkpoint
+from .share import Saved
 
 # %% ../nbs/09_model.ipynb #cd7f499e
 TAU = (0.01, 0.5) # where a learned temperature may be; CLIP's own lower bound

@@ -7,11 +7,10 @@ __all__ = ['read_table', 'number_people', 'choose_splits', 'table_entries', 'imp
 
 # %% ../nbs/03a_own.ipynb #ab2586ff
 import csv, io, json, os, shutil
-from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from random import Random
-from .synth import LAYOUTS, SPLITS, UserError
+from .synth import LAYOUTS, UserError
 from .data import entry_fault
 
 # %% ../nbs/03a_own.ipynb #932f5d11

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import yaml
 from .synth import LAYOUTS, UserError, command
-from .fitting import arch_of, load_image_weights, load_text_weights
+from .fitting import arch_of, count_blocks, load_image_weights, load_text_weights
 from .weights import is_archive
 from .model import CMLFA
 
@@ -73,9 +73,6 @@ def check_said(
     if not (isinstance(temperature, (int, float)) and 0 < temperature < math.inf): raise UserError(f"temperature: {temperature!r} must be a number above 0; say --temperature, 0.02 if you know no better.")
 
 # %% ../nbs/09b_port.ipynb #1198c9f9
-def _blocks(parts, prefix): # transformer blocks under a prefix
-    return len({k[len(prefix):].split(".")[0] for k in parts if k.startswith(prefix)})
-
 def fitting_model(
     towers: dict[str, torch.Tensor], # by OpenAI's names
     parts: dict[str, torch.Tensor], # by our names
@@ -90,8 +87,8 @@ def fitting_model(
     places = len(towers["visual.positional_embedding"]) - 1
     if down * across != places: raise UserError(f"img_size: the checkpoint has positions for {places} patches, and {img_size[0]} x {img_size[1]} pixels at a stride of {stride_size} give {down} x {across}; say --img_size and --stride_size as in its training.")
     losses = "sdm+itc" + "+id" * ("classifier.weight" in parts) + "+mlm" * ("irr.head.fc.weight" in parts)
-    return CMLFA(arch, len(parts.get("classifier.weight", ())), losses, len(parts.get("lfa.prototypes", ())), _blocks(parts, "lfa.blocks."),
-                 cmt_depth=_blocks(parts, "irr.encoder.blocks."), temperature=temperature, itc_positives="pair", as_published=True)
+    return CMLFA(arch, len(parts.get("classifier.weight", ())), losses, len(parts.get("lfa.prototypes", ())), count_blocks(parts, "lfa.blocks."),
+                 cmt_depth=count_blocks(parts, "irr.encoder.blocks."), temperature=temperature, itc_positives="pair", as_published=True)
 
 # %% ../nbs/09b_port.ipynb #4c021ea7
 def convert(

@@ -39,7 +39,11 @@ def write_atomic(
     path = Path(path)
     part = path.with_suffix(".part")
     try:
+        part.unlink(missing_ok=True)
+        part.touch() # with the permissions that new files get here; the library gives them to nobody but the owner
+        mode = part.stat().st_mode
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata={k: json.dumps(v) for k, v in metadata.items()})
+        part.chmod(mode)
         with open(part, "rb+") as f: os.fsync(f.fileno())
         os.replace(part, path)
         sync_folder(path.parent)

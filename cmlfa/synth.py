@@ -8,7 +8,7 @@ __all__ = ['SIZES', 'LAYOUTS', 'SPLITS', 'VERSION', 'UserError', 'plain', 'comma
            'write_synth', 'main']
 
 # %% ../nbs/00_synth.ipynb #e14fd2ff
-import argparse, functools, hashlib, itertools, json, os, re, shutil, signal, sys, time
+import argparse, functools, hashlib, itertools, json, os, re, signal, sys, time
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool

@@ -89,7 +89,7 @@ class History(Callback):
             os.fsync(f.fileno())
 
     def before_fit(self, t):
-        kept = [r for r in self.rows() if (r["epoch"] < t.epoch if "t2i" in r else (r["epoch"], r["step"]) < (t.epoch, t.step))] # by epoch first: steps are others with another number of processes
+        kept = [r for r in self.rows() if (r["epoch"] < t.epoch if "t2i" in r else r["step"] < t.step)]
         whole = History(self.file.with_suffix(".jsonl.part"))
         whole.add(kept, "w")
         os.replace(whole.file, self.file)
@@ -107,7 +107,7 @@ def memory() -> float: # GB
 class Progress(Callback):
     "A bar with the loss, pairs a second, memory, and the time left."
     def before_fit(self, t):
-        self.bar, self.since = tqdm(total=t.cfg.num_epoch * len(t.loader), initial=t.step, unit="step", dynamic_ncols=True, disable=None), (t.step, time.time()) # no bar where nobody looks
+        self.bar, self.since = tqdm(total=t.cfg.num_epoch * len(t.loader), initial=t.position, unit="step", dynamic_ncols=True, disable=None), (t.step, time.time()) # no bar where nobody looks
 
     def after_fit(self, t):
         if hasattr(self, "bar"): self.bar.close()
@@ -167,7 +167,7 @@ def attention_picture(
 
 # %% ../nbs/12_watch.ipynb #46e85118
 class TensorBoard(Callback):
-    "Losses, rates and the gradient's norm at each log step; retrieval and pictures after each epoch."
+    "Losses, rates and the gradient's norm at each log step; retrieval and pictures after each evaluation."
     def before_fit(self, t):
         self.writer, self.files = SummaryWriter(t.folder / "tensorboard", purge_step=t.step or None), Files(t.val.paths, t.cfg.img_size)
 
@@ -182,16 +182,15 @@ class TensorBoard(Callback):
     def after_epoch(self, t):
         for way in ("t2i", "i2t"):
             for k, v in t.report.get(way, {}).items(): self.writer.add_scalar(f"{t.cfg.val_dataset} {way}/{k}", v, t.step)
-        if t.batch: self.pictures(t, t.accelerator.unwrap_model(t.model))
+        if t.batch and t.report: self.pictures(t, t.seen)
 
     def pictures(self, t, model):
         "The last batch, the rankings, the prototypes."
         self.writer.add_image("batch", batch_picture(t.batch["images"]), t.step)
         self.writer.add_text("batch", "\n\n".join(model.tokenizer.decode(ids) for ids in t.batch["ids"][:8].tolist()), t.step)
-        if t.report:
-            picture, sentences = ranking_picture(t.scores, t.val, t.cfg.img_size)
-            self.writer.add_image(f"{t.cfg.val_dataset} rankings", picture, t.step)
-            self.writer.add_text(f"{t.cfg.val_dataset} rankings", "\n\n".join(sentences), t.step)
+        picture, sentences = ranking_picture(t.scores, t.val, t.cfg.img_size)
+        self.writer.add_image(f"{t.cfg.val_dataset} rankings", picture, t.step)
+        self.writer.add_text(f"{t.cfg.val_dataset} rankings", "\n\n".join(sentences), t.step)
         if hasattr(model, "lfa"): self.writer.add_image("prototypes", attention_picture(model, self.files.__getitems__(range(min(4, len(self.files))))), t.step)
 
 # %% ../nbs/12_watch.ipynb #53ff0ca1

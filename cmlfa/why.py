@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FOR', 'AGAINST', 'Word', 'words', 'places', 'drop', 'rows', 'pixels_of', 'cells', 'design', 'coarse', 'patch_effects',
-           'word_effects', 'Prototype', 'prototypes', 'Why', 'why', 'heat', 'words_html']
+           'word_effects', 'Prototype', 'gathering', 'prototypes', 'Why', 'why', 'heat', 'words_html']
 
 # %% ../nbs/14a_why.ipynb #4789cef6
 import html
@@ -21,7 +21,7 @@ from .synth import UserError
 from .tokenizer import Tokenizer
 from .data import load_image
 from .batches import normalise
-from .lfa import attend, attend_as_published
+from .lfa import LFA, attend, attend_as_published
 from .model import CMLFA
 
 # %% ../nbs/14a_why.ipynb #ebeb653b
@@ -143,6 +143,15 @@ class Prototype(NamedTuple):
     agreement: float # cosine of the latent features of image and sentence
 
 @torch.no_grad()
+def gathering(
+    lfa: LFA, # a model's
+    tokens: torch.Tensor, # of images or of captions, B x N x D
+    mask: torch.Tensor | None = None, # True for real tokens, B x N
+) -> torch.Tensor: # weights, B x K x N; each row sums to 1
+    "From where each prototype gathers; as published, with the scale taken back and the mask not looked at."
+    return attend_as_published(lfa.prototypes, tokens) * tokens.shape[-1] ** .5 if lfa.as_published else attend(lfa.prototypes, tokens, mask)
+
+@torch.no_grad()
 def prototypes(
     model: CMLFA, # any
     pixels: torch.Tensor, # uint8, 3 x h x w
@@ -153,11 +162,9 @@ def prototypes(
     if not hasattr(model, "lfa"): return []
     ids = model.rows(trim(ids).to(model.device))
     image, text, mask = model.image_encoder(normalise(pixels[None].to(model.device)))[:, 1:], model.text_encoder(ids), model.words(ids)
-    p, lfa = model.lfa.prototypes, model.lfa
-    look = (lambda x, mask=None: attend_as_published(p, x)[0] * x.shape[-1] ** .5) if lfa.as_published else lambda x, mask=None: attend(p, x, mask)[0]
-    agree = F.cosine_similarity(lfa(image), lfa(text, mask), dim=-1)[0].tolist()
+    agree = F.cosine_similarity(model.lfa(image), model.lfa(text, mask), dim=-1)[0].tolist()
     return [Prototype(a.view(model.arch.grid).cpu().numpy(), [b[w.start:w.stop].sum().item() for w in where], c)
-            for a, b, c in zip(look(image), look(text, mask), agree)]
+            for a, b, c in zip(gathering(model.lfa, image)[0], gathering(model.lfa, text, mask)[0], agree)]
 
 # %% ../nbs/14a_why.ipynb #cc46f290
 @dataclass

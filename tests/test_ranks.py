@@ -1,8 +1,13 @@
 """Several processes that train together, as a launcher starts them."""
 import json
 import os
+import re
+import signal
+import subprocess
+import time
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from conftest import BIN, TINY, run
 
 SHORT = [*TINY, *"--cpu --dataset_name CUHK-PEDES --num_epoch 2 --lr 1e-3 --loss_names sdm+id+itc --prototypes 0 --log_period 4".split()] # nothing in it throws dice
@@ -18,17 +23,19 @@ def history(work, name):
 
 @pytest.fixture(scope="module")
 def pair(data, tmp_path_factory):
-    "The same training by one process, and by two with half of the batch each, in pieces of three pairs."
+    "The same training by one process, by two with half of the batch each, in pieces of three pairs, and by two that share out the weights."
     work = tmp_path_factory.mktemp("ranks")
     one = run("cmlfa_train", *SHORT, "--root_dir", data, "--name", "one", "--batch_size", 16, cwd=work, check=True, env=ALONE)
     two = run("torchrun", *LAUNCH, *SHORT, "--root_dir", data, "--name", "two", "--batch_size", 8, "--cache_chunk", 3, cwd=work, check=True, env=ALONE)
+    run("torchrun", *LAUNCH, *SHORT, "--root_dir", data, "--name", "shared", "--batch_size", 8, "--fsdp", "--num_epoch", 1, cwd=work, check=True, env=ALONE)
     return work, one, two
 
 
-def test_two_processes_with_half_the_batch_train_as_one(pair):
+@pytest.mark.parametrize("other", ["two", "shared"])
+def test_two_processes_with_half_the_batch_train_as_one(other, pair):
     work, *_ = pair
-    (one, tested), (two, tested_by_two) = history(work, "one"), history(work, "two")
-    assert len(one) == len(two) > 10
+    (one, tested), (two, tested_by_two) = history(work, "one"), history(work, other)
+    assert len(one) == 24 and len(two) == (24 if other == "two" else 12)
     for a, b in zip(one[:8], two): # after some steps rounding has grown
         for name in ("itc", "sdm", "id", "loss", "norm"): assert abs(a[name] - b[name]) < 1e-4 * abs(a[name]), (a, b)
     for a, b in zip(tested, tested_by_two): assert abs(a["t2i"]["mAP"] - b["t2i"]["mAP"]) < 3, (a, b)
@@ -44,7 +51,28 @@ def test_one_process_writes_for_all(pair):
     assert (report["queries"], report["gallery"]) == tuple(json.loads((work / "logs/one/metrics.json").read_text())[k] for k in ("queries", "gallery"))
 
 
-def test_one_process_goes_on_where_two_stopped(pair, data):
+def test_one_process_goes_on_where_two_had_shared_out_the_weights(pair, data):
     work, *_ = pair
-    more = run("cmlfa_train", *SHORT, "--root_dir", data, "--name", "two", "--batch_size", 8, "--num_epoch", 3, "--resume", cwd=work, check=True, env=ALONE)
-    assert "at epoch 2, batch 0, step 48" in more.stdout and "epoch 3/3" in more.stdout, more.stdout
+    more = run("cmlfa_train", *SHORT, "--root_dir", data, "--name", "shared", "--batch_size", 8, "--resume", cwd=work, check=True, env=ALONE)
+    assert "at epoch 1, batch 0, step 12" in more.stdout and "epoch 2/2" in more.stdout, more.stdout
+    assert [r["step"] for r in history(work, "shared")[0]] == list(range(12 + 24)) # 12 steps an epoch by two, 24 by one
+    events = EventAccumulator(str(work / "logs/shared/tensorboard")).Reload().Scalars("loss/loss")
+    assert [e.step for e in events] == list(range(4, 37, 4)), "the curves go on where they were"
+
+
+def test_a_stop_of_all_processes_is_said_once_and_kept(data, tmp_path):
+    "As a scheduler does it, to the launcher and everything below; here Accelerate's launcher, and weights that are shared out."
+    line = [BIN / "accelerate", *"launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --no_python".split(), BIN / "cmlfa_train", *SHORT]
+    line += ["--root_dir", data, "--name", "run", *"--batch_size 8 --fsdp --num_epoch 50 --log_period 1 --checkpoint_steps 0".split()]
+    p = subprocess.Popen([*map(str, line)], cwd=tmp_path, env=ALONE, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    record, limit = tmp_path / "logs/run/history.jsonl", time.time() + 300
+    while not (record.exists() and len(record.read_text().splitlines()) > 4) and p.poll() is None and time.time() < limit: time.sleep(.05)
+    os.killpg(p.pid, signal.SIGTERM)
+    said, _ = p.communicate(timeout=300)
+    kept = re.findall(r"cmlfa_train: stopped by SIGTERM. The run is kept up to step (\d+) in logs/run/last.safetensors", said)
+    assert len(kept) == 1 and said.count("cmlfa_train: ") == 1 and int(kept[0]) == len(history(tmp_path, "run")[0]) > 3, said
+
+
+def test_a_mistake_is_said_by_the_first_process_alone(tmp_path):
+    wrong = run("torchrun", *LAUNCH, *SHORT, "--root_dir", "nowhere", cwd=tmp_path, env=ALONE)
+    assert wrong.returncode and wrong.stderr.count("cmlfa_train: root_dir: there is no folder nowhere/CUHK-PEDES") == 1 and wrong.stderr.count("cmlfa_train: ") == 1, wrong.stderr

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from conftest import PUBLISHED, TINY
 
@@ -24,6 +25,8 @@ def train(argv, folder):
     out = os.open(folder / "out.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for fd in (1, 2): os.dup2(out, fd)
     os.chdir(folder)
+    os.setpgid(0, 0) # a process group of its own, as a shell or a scheduler gives it
+    if "--num_workers" in argv: os.cpu_count = lambda: 8 # else there are none on a small machine
     from dataclasses import replace
 
     import torch
@@ -132,6 +135,32 @@ def test_a_stop_is_saved_and_says_how_to_go_on(number, cut, evaluating, line, wh
     code, said = end(start(words[1:], tmp_path), tmp_path)
     assert code == 0, said
     assert f"going on from last{'-1' * cut}.safetensors at epoch {0 if evaluating and int(step) == 12 else 1}" in said and ("last.safetensors is cut off or damaged and was passed over" in said) == cut
+    same(tmp_path, whole)
+
+
+def test_a_signal_to_all_processes_of_the_job_is_a_stop_like_any_other(line, whole, tmp_path):
+    for wanted in (13, 19, 26): # schedulers end the loading workers as well
+        p = start([*line, "--num_workers", "2", "--checkpoint_steps", "0", "--resume"], tmp_path)
+        wait_for(tmp_path, wanted, p)
+        os.killpg(p.pid, signal.SIGTERM)
+        code, said = end(p, tmp_path)
+        assert code == 130 and "Traceback" not in said, said
+        assert int(re.search(r"stopped by SIGTERM. The run is kept up to step (\d+) in", said)[1]) == steps(tmp_path) >= wanted, said
+    code, said = end(start([*line, "--num_workers", "2", "--resume"], tmp_path), tmp_path)
+    assert code == 0, said
+    same(tmp_path, whole)
+
+
+def test_a_killed_loading_worker_is_one_sentence_and_nothing_is_lost(line, whole, tmp_path):
+    p = start([*line, "--num_workers", "2", "--checkpoint_steps", "0"], tmp_path)
+    wait_for(tmp_path, 17, p)
+    next(c for c in psutil.Process(p.pid).children() if c.is_running()).kill()
+    code, said = end(p, tmp_path)
+    assert code == 2 and "Traceback" not in said, said
+    assert re.search(r"cmlfa_train: a process that loads images ended \(DataLoader worker \(pid.*\) .*\), most often for lack of memory; go on with a smaller --num_workers. The run is kept up to step \d+ in", said), said
+    assert f"kept up to step {steps(tmp_path)} in" in said, said
+    code, said = end(start([*line, "--num_workers", "0", "--resume"], tmp_path), tmp_path)
+    assert code == 0, said
     same(tmp_path, whole)
 
 
