@@ -31,7 +31,10 @@ check: $(READY) ## the package and the README are what the notebooks say
 notebooks: $(READY) ## run every notebook
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing # two processes of two threads each would wait for each other
 
-tests: $(READY) ## what a notebook cannot test: processes, commands, faults
+browser: $(READY) # Chromium for the tests: the system's where one may install it, else Playwright's own
+	@test -x /usr/bin/chromium || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || $(BIN)/playwright install chromium || echo "no browser can be had here; without CI the tests of the page are skipped"
+
+tests: $(READY) browser ## what a notebook cannot test: processes, commands, faults
 	$(BIN)/python -m pytest -q tests
 
 explore: $(READY) ## search people on a web page; make explore ARGS='--store STORE' for your own

@@ -241,6 +241,7 @@ def draw(self: Explorer):
         self.keep_row.layout.display = None if s.answer else "none"
         self.asked.layout.display = None if s.ask.image or s.ask.upload else "none"
         self._draw_why(s)
+        if s.answer: self.say(found(s.answer) if not s.second else f"{found(s.answer, s.gallery.name + ': ')} {found(s.second, self.second.label + ': ')}") # last, when it is true
     finally: self.quiet = False
 
 @patch
@@ -249,7 +250,6 @@ def _draw_answer(self: Explorer, s): # the question and what it found
     if self.shown is not s.answer: self.link.value = "" # a file of another answer
     self.shown = s.answer
     if file := s.ask.image or s.ask.upload: self.asked_html.value = f'<div class="asked"><img src="{picture(file)}" alt="The picture that is asked with"><span>Asked with this picture{" and the words" if s.ask.text else ""}</span></div>'
-    self.say(found(s.answer) if not s.second else f"{found(s.answer, s.gallery.name + ': ')} {found(s.second, self.second.label + ': ')}")
 
 @patch
 def _draw_why(self: Explorer, s): # the panel of the chosen result

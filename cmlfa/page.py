@@ -9,6 +9,7 @@ __all__ = ['SETTINGS', 'CELL', 'TEMPLATE', 'COOKIE', 'ASK', 'KEPT', 'POLICY', 'L
 # %% ../nbs/14_page.ipynb #c638d2a3
 import argparse, hmac, json, logging, os, secrets, socket, sys, tempfile, threading, webbrowser
 from pathlib import Path
+from urllib.parse import unquote
 import ipywidgets as w
 from .synth import LAYOUTS, UserError, command
 from .index import open_model
@@ -121,6 +122,7 @@ def gated(
             if token and self.request.path == "/" and given and hmac.compare_digest(given.encode(), token.encode()) and not refusal(self, "", names):
                 self.set_signed_cookie(COOKIE, token, httponly=True, samesite="Strict")
                 self.redirect("/"); return
+            if ".." in unquote(self.request.path): self.set_status(404); self.finish("There is nothing here."); return # a way out of a folder
             if why := refusal(self, token, names):
                 self.set_status(403)
                 self.finish(ASK.format(why) if self.request.path == "/" and token else why)

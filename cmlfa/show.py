@@ -147,7 +147,7 @@ def moved_html(
     kind = lambda m: "same" if m.new == m.old else "down" if m.new is None or (m.old and m.new > m.old) else "up"
     one = lambda m: f'<figure class="{kind(m)}"><img src="{picture(str(m.item.file), 128)}" alt="{html.escape(m.item.path)}"><figcaption>{step(m, deep)}</figcaption></figure>'
     this = f'<p class="note">The chosen image: <b class="{kind(mine)}">rank {step(mine, deep)}</b></p>' if mine else ""
-    return f'<p class="said">{safe(edited)}</p>{this}<div class="moves">{"".join(map(one, rest))}</div>'
+    return f'<p class="said edited">{safe(edited)}</p>{this}<div class="moves">{"".join(map(one, rest))}</div>'
 
 # %% ../nbs/14f_show.ipynb #8c96b260
 def proportions(
