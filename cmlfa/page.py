@@ -39,6 +39,7 @@ def fill(
         asked = json.loads(os.environ.get(SETTINGS, "{}"))
         compare = asked.pop("compare", [])
         gallery = open_gallery(**asked, say=say)
+        gallery.model.encode_text(["a person"]) # the first time takes longest; no visitor shall wait for it
         box.children = (Explorer(gallery, compare).box,)
     except UserError as e: say(str(e), "error")
     except Exception as e:
