@@ -6,7 +6,7 @@
 __all__ = ['paired', 'ratio', 'processor', 'machine', 'benches', 'save', 'main']
 
 # %% ../nbs/17_bench.ipynb #cf68a58b
-import argparse, json, os, platform, re, sys, time
+import argparse, json, platform, re, sys, time
 from datetime import date
 from importlib import import_module
 from importlib.metadata import version

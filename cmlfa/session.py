@@ -8,14 +8,13 @@ __all__ = ['MAX_TEXT', 'MAX_UPLOAD', 'FORMATS', 'DEEP', 'check_text', 'read_uplo
 
 # %% ../nbs/14e_session.ipynb #e57249c5
 import html, io, json, tempfile, time, warnings
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from PIL import Image, ImageOps
 from .synth import UserError
 from .data import MAX_PIXELS
-from .items import Item
-from .search import Hit, Hits, Query, plot_hits, sheet
+from .search import Hits, Query, plot_hits, sheet
 from .why import Why, why, words
 from .whatif import Move, edit, moves
 from .gallery import Gallery, open_gallery, right, wanted

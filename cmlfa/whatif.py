@@ -15,7 +15,7 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from .caption import ATTRIBUTES, WORDS
 from .synth import UserError
 from .search import Hit
-from .why import AGAINST, FOR, Word, words
+from .why import AGAINST, FOR, words
 
 # %% ../nbs/14b_whatif.ipynb #70384fdf
 @cache
