@@ -7,7 +7,7 @@ __all__ = ['SETTINGS', 'CELL', 'TEMPLATE', 'COOKIE', 'ASK', 'KEPT', 'POLICY', 'L
            'gated', 'server', 'free_port', 'main']
 
 # %% ../nbs/14_page.ipynb #c638d2a3
-import argparse, hmac, json, logging, os, secrets, socket, sys, tempfile, threading, webbrowser
+import argparse, hmac, json, logging, os, secrets, socket, sys, tempfile, webbrowser
 from pathlib import Path
 from urllib.parse import unquote
 import ipywidgets as w
@@ -210,6 +210,7 @@ def main(argv=None):
     "The command `cmlfa_explore`."
     a = _arguments(argv)
     _class() # is Voilà there?
+    from tornado.ioloop import IOLoop
     host = "127.0.0.1" if a.host == "localhost" else a.host
     port = free_port(host, a.port)
     place = lambda m: str(Path(m).resolve()) if m and Path(m).exists() else m # kernels work in another folder
@@ -223,7 +224,9 @@ def main(argv=None):
     with tempfile.TemporaryDirectory(prefix="cmlfa-") as folder:
         app = server(Path(folder), host, port, token, names)
         url = f"http://{f'[{host}]' if ':' in host else socket.gethostname() if host == '0.0.0.0' else host}:{port}/" + (f"?token={token}" if token else "")
-        print(f"{gallery.title}, read by {gallery.name}: {url}\nCtrl-C ends the page.", flush=True)
-        if a.open: threading.Timer(1, webbrowser.open, [url]).start()
+        def ready(): # once somebody listens
+            print(f"{gallery.title}, read by {gallery.name}: {url}\nCtrl-C ends the page.", flush=True)
+            if a.open: webbrowser.open(url)
+        IOLoop.current().add_callback(ready)
         app.start()
         print("The page has ended.", flush=True)
