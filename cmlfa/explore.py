@@ -101,11 +101,17 @@ class Explorer:
         try:
             if busy: self.say(busy, "busy")
             action(*args, **kwargs)
-        except UserError as e: return self.say(e, "error")
+            self._show()
+        except UserError as e: self.say(e, "error")
         except Exception as e:
             print(traceback.format_exc(), file=sys.__stderr__, flush=True)
-            return self.say(f"Something went wrong ({type(e).__name__}); what is shown is what was asked before.", "error")
-        self.draw()
+            self.say(f"Something went wrong ({type(e).__name__}); what is shown is what was asked before.", "error")
+    def _show(self): # what can't be explained, such as an image that is gone, closes its panel
+        try: self.draw()
+        except Exception:
+            self.session.chosen, self.session.changes = None, {}
+            self.draw()
+            raise
 
 # %% ../nbs/14_explore.ipynb #94d19bf9
 @patch
@@ -128,11 +134,11 @@ def _panels(self: Explorer): return {"Filters": self.filter_box, "Ask with a pic
 @patch
 def _search(self: Explorer):
     ask = self.session.ask
-    if not self.quiet and self.session.answer and self.text.value.strip() == ask.text: return
-    self._do(self.session.search, text=self.text.value, busy="Searching ...")
+    if not self.quiet and self.session.answer and self.text.value.strip() == ask.text and self._where() == ask.where: return
+    self._do(self.session.search, text=self.text.value, where=self._where(), busy="Searching ...")
 
 @patch
-def _example(self: Explorer, text): self._do(self.session.search, text=text, image="", upload="", busy="Searching ...")
+def _example(self: Explorer, text): self._do(self.session.search, text=text, where=self._where(), image="", upload="", busy="Searching ...")
 
 # %% ../nbs/14_explore.ipynb #ef59d136
 @patch
@@ -185,14 +191,15 @@ def _beside(self: Explorer, n): # ask a second model too
     if n is None: return self.session.compare(None)
     model = ablated(g.model) if n == 0 else self.compare[n - 1]
     self.session.compare(seen_by(g, model, g.model.device.type == "cpu", lambda text: self.say(text, "busy")))
+    self.label = self.second.label # of the model that answers, whatever the menu says later
 
 # %% ../nbs/14_explore.ipynb #1c72891b
 @patch
 def _why(self: Explorer):
     self.why_head, self.why_html, self.protos = w.HTML(), w.HTML(), w.HTML()
     self.view = labelled(w.Dropdown(description="Look at", options=[("the whole sentence", "all")]), lambda _: self._do(lambda: None))
-    like = button("Who looks like this?", lambda: self._do(self.session.search, text="", image=str(self.session.chosen[0].file), upload="", busy="Searching ..."))
-    also = button("This picture and the words", lambda: self._do(self.session.search, image=str(self.session.chosen[0].file), upload="", busy="Searching ..."))
+    like = button("Who looks like this?", lambda: self.session.chosen and self._do(self.session.search, text="", image=str(self.session.chosen[0].file), upload="", busy="Searching ..."))
+    also = button("This picture and the words", lambda: self.session.chosen and self._do(self.session.search, image=str(self.session.chosen[0].file), upload="", busy="Searching ..."))
     self.why_row = row(self.view, like, also, button("Close", self._close))
     self.why_box = row(kind=w.VBox, classes="panel why-panel")
 
@@ -238,11 +245,11 @@ def draw(self: Explorer):
         s = self.session
         if s.answer: self._draw_answer(s)
         self.first.show(s.answer, s.gallery.name if s.second else "", s.chosen and not s.chosen[1] and s.chosen[0].rank)
-        self.other.show(s.second, self.second.label if s.second else "", s.chosen and s.chosen[1] and s.chosen[0].rank)
+        self.other.show(s.second, self.label if s.second else "", s.chosen and s.chosen[1] and s.chosen[0].rank)
         self.keep_row.layout.display = None if s.answer else "none"
         self.asked.layout.display = None if s.ask.image or s.ask.upload else "none"
         self._draw_why(s)
-        if s.answer: self.say(found(s.answer) if not s.second else f"{found(s.answer, s.gallery.name + ': ')} {found(s.second, self.second.label + ': ')}") # last, when it is true
+        if s.answer: self.say(found(s.answer) if not s.second else f"{found(s.answer, s.gallery.name + ': ')} {found(s.second, self.label + ': ')}") # last, when it is true
     finally: self.quiet = False
 
 @patch

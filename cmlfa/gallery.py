@@ -79,7 +79,7 @@ def data_items(
     for p in photos:
         path, stat = Path(p.path).relative_to(images).as_posix(), os.stat(p.path)
         items.append(Item(base, path, stat.st_size, stat.st_mtime_ns, meta=dict(identity=p.identity, split=p.split) | known.get(path, camera_of(path))))
-        for c in p.captions: captions.setdefault(c, set()).add(p.identity)
+        for c in p.captions: captions.setdefault(" ".join(c.split()), set()).add(p.identity)
     return items, captions
 
 # %% ../nbs/14d_gallery.ipynb #5ce08557
@@ -175,7 +175,7 @@ def wanted(
     image: Item | None = None, # the question's image
 ) -> set: # identities; empty if nobody knows
     "Who is looked for."
-    said = gallery.captions.get(text.strip(), set())
+    said = gallery.captions.get(" ".join(text.split()), set())
     if image is None: return said
     shown = {identity(image)} - {None}
     return (said & shown if said else set()) if text.strip() else shown # both together are known only if they agree

@@ -71,6 +71,7 @@ def parse_where(
     "Read a condition."
     m = re.fullmatch(r"\s*([^=!<>]+?)\s*(<=|>=|!=|==?|<|>)\s*(.*?)\s*", text)
     if not m: raise UserError(f"where: {text!r} is no condition; write COLUMN=VALUE, or != < <= > >= in place of =.")
+    if m[1] == "size" and isinstance(number(m[3]), str): raise UserError(f"where: size is a number of bytes, and {m[3]!r} is none.")
     return Where(m[1], "=" if m[2] == "==" else m[2], m[3].strip("/") if m[1] == "folder" else m[3] if m[1] == "path" else number(m[3]))
 
 # %% ../nbs/13b_items.ipynb #ed45fd73
@@ -186,10 +187,11 @@ def open_items(
     file, new = folder / "items.sqlite", not (folder / "items.sqlite").exists()
     if new and not write: raise UserError(f"{file}: is missing; fetch the store again, or index anew into another folder.")
     try:
-        frozen = not write and not os.access(folder, os.W_OK) # a folder that nobody here can write: no WAL either
+        frozen = not write and not os.access(folder, os.W_OK) and not (folder / "items.sqlite-wal").exists() # nobody here can write it, and nobody does
         db = sqlite3.connect(f"{file.absolute().as_uri()}{'?immutable=1' if frozen else ''}", uri=True, timeout=30, isolation_level=None, check_same_thread=False)
         if write: db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL")
         if write and not db.execute("SELECT 1 FROM sqlite_master WHERE name='state'").fetchone(): db.executescript(f"BEGIN; {SCHEMA} COMMIT")
+        if write: db.execute("CREATE TABLE IF NOT EXISTS kept(root TEXT, path TEXT, meta TEXT, UNIQUE(root, path))") # a store of the first days had none
         db.execute("SELECT next FROM state").fetchone()[0]
         return db
     except (sqlite3.Error, TypeError) as e: raise UserError(f"{file}: is damaged ({e}); fetch the store again, or index anew into another folder.") from e

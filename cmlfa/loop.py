@@ -284,7 +284,7 @@ def fit(self: Trainer):
         except (Stopped, WorkerLost, torch.OutOfMemoryError): # the weights are those of the last whole step
             if self.agreed or not self.sharded: self.call("after_stop") # slices can only be put together if all processes are here
             if self.agreed:
-                with suppress(RuntimeError): anywhere() # the others stay until the first has written, or is gone
+                with suppress(RuntimeError): anywhere(True) # the others stay until the first has written, or is gone
                 if ranks() > 1: self.signals.over()
             raise
         finally: self.call("after_fit")

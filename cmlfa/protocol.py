@@ -266,6 +266,7 @@ def parse(
     p.add_argument("--failures", action="store_true", help="draw which attributes were missed (failures.png; drawn data sets only)")
     p.add_argument("--out", help="folder for the results [the run's own; 'results' for several]")
     args = p.parse_args(argv)
+    args.models = list(dict.fromkeys(args.models)) # named twice is still one
     if bool(args.models) == bool(args.config_file): raise UserError("give the models to test, or --config_file with one run's configs.yaml.")
     return args
 

@@ -112,8 +112,9 @@ class Session:
         self.chosen, self.changes = (hits[rank - 1], second), {}
     def compare(self, other: Gallery | None): # the same images, read by another model; None ends it
         "Add a second model."
-        self.other = other
-        if self.answer: self.second = answer(other, self.ask) if other else None
+        second = answer(other, self.ask) if other and self.answer else None
+        self.other, self.second = other, second # only now, when it went well
+        if self.chosen and self.chosen[1]: self.chosen, self.changes = None, {}
 
 # %% ../nbs/14e_session.ipynb #64080bec
 from fastcore.basics import patch

@@ -135,7 +135,7 @@ def remove(self: Store,
 ):
     "Forget images; their rows become holes."
     with transaction(self.db):
-        self.db.executemany("INSERT INTO holes VALUES (?)", [(i.row,) for i in items])
+        self.db.executemany("INSERT OR IGNORE INTO holes SELECT row FROM items WHERE row=?", [(i.row,) for i in items]) # only of images that are there
         self.db.executemany("DELETE FROM items WHERE row=?", [(i.row,) for i in items])
 
 # %% ../nbs/13c_store.ipynb #82044bbc
@@ -199,8 +199,9 @@ def search(self: Store,
         vectors = self.vectors
         allowed = self._allowed(len(vectors), where)
         few = allowed is not None and allowed.sum() < 0.05 * len(vectors) # then a graph or lists would mostly find what doesn't count
+        there = len(vectors) if allowed is None else int(allowed.sum())
         if index is not None and not few: scores, rows = approximate(index, vectors, queries, k, self.index["effort"], allowed)
-        else: scores, rows = exact(vectors, queries, k, allowed)
+        if index is None or few or rows.shape[1] < min(k, there) or (rows[:, :min(k, there)] < 0).any(): scores, rows = exact(vectors, queries, k, allowed) # also where the lists that were looked at hold fewer
         get = lambda r: _item(*self.db.execute(f"SELECT {_FACTS} FROM items WHERE row=?", (int(r),)).fetchone())
         return [[(float(s), get(r)) for s, r in zip(*both) if r >= 0] for both in zip(scores, rows)]
 
@@ -215,6 +216,7 @@ def reindex(self: Store,
     vectors, old = self.vectors, self.index
     chosen, why = choose_kind(len(self)) if kind == "auto" else (kind, "as asked for")
     if kind == "auto" and old and old["kind"] == chosen and len(vectors) <= 1.25 * old["rows"]: return f"index: {chosen} over {old['rows']:,} vectors is kept, the other {len(vectors) - old['rows']:,} are compared one by one"
+    if chosen == "ivfpq" and len(vectors) < 16: chosen, why = "exact", "ivfpq needs 16 images to learn its codes from"
     self.index = None
     if chosen != "exact":
         if queries is None: queries = _disturbed(vectors)
@@ -248,7 +250,9 @@ def part(self: Store,
 def gather(self: Store):
     "Take over what the parts hold."
     for folder in sorted((self.folder / "parts").glob("*")):
+        if not (folder / "manifest.json").exists(): shutil.rmtree(folder); continue # a kill cut the removal below short
         with Store(folder, self.model, write=True) as part:
             items = list(part.known().values())
             for i in range(0, len(items), 4096): self.put(items[i:i + 4096], part.vectors[[x.row for x in items[i:i + 4096]]])
+        (folder / "manifest.json").unlink() # from here on it counts for nothing
         shutil.rmtree(folder)

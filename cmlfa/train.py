@@ -133,7 +133,7 @@ def make_trainer(
     callbacks = [log, Validate(log, images[cfg.val_dataset]), *writers, Checkpoint()] + [Progress()] * (progress and not number)
     trainer = Trainer(model, loader, Augment(model.tokenizer, cfg.img_aug, cfg.pad, cfg.flip), cfg, splits[cfg.val_dataset], folder, callbacks)
     said += go_on(trainer)
-    if rank_mean(torch.tensor(float(trainer.step), device=trainer.accelerator.device)) != trainer.step:
+    if rank_mean(torch.tensor(float(trainer.step), dtype=torch.float64, device=trainer.accelerator.device)) != trainer.step:
         raise UserError(f"{folder}: the processes see different checkpoints there; give an --output_dir that all machines share.")
     if number: return trainer, log
     folder.mkdir(parents=True, exist_ok=True)

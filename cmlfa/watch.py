@@ -169,7 +169,7 @@ def attention_picture(
 class TensorBoard(Callback):
     "Losses, rates and the gradient's norm at each log step; retrieval and pictures after each evaluation."
     def before_fit(self, t):
-        self.writer, self.files = SummaryWriter(t.folder / "tensorboard", purge_step=t.step + 1 if t.step else None), Files(t.val.paths, t.cfg.img_size)
+        self.writer, self.files = SummaryWriter(t.folder / "tensorboard", purge_step=t.step + 1), Files(t.val.paths, t.cfg.img_size)
 
     def after_fit(self, t):
         if hasattr(self, "writer"): self.writer.close()
