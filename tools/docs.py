@@ -5,6 +5,7 @@ import inspect
 import re
 import shutil
 import sys
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -17,6 +18,7 @@ NBS, PAGES, SITE = ROOT / "nbs", ROOT / "_docs/pages", ROOT / "_docs/html"
 PICTURES = {"image/png": "png", "image/jpeg": "jpg"}
 
 
+@cache
 def read(name):
     "The cells of a notebook that a reader is to see."
     return [c for c in nbformat.read(NBS / f"{name}.ipynb", as_version=4).cells if not re.search(r"^#\| ?(hide|default_exp)\b", c.source, re.M)]
@@ -145,7 +147,7 @@ def sections(name):
 def reference(module, name):
     "The reference of one module, built in the notebook `name`."
     m, heads = import_module(f"cmlfa.{module}"), sections(name)
-    out = [f"# cmlfa.{module}", m.__doc__ or "", f"Built, shown and tested in [{title(name)[0]}](../{name}.md).", f"```{{py:module}} cmlfa.{module}\n```"]
+    out = ["---\norphan: true\n---", f"# cmlfa.{module}", m.__doc__ or "", f"Built, shown and tested in [{name.split('_')[0]} {title(name)[0]}](../{name}.md). One of [all modules](modules.md).", f"```{{py:module}} cmlfa.{module}\n```"]
     rest = []
     for n in m.__all__:
         thing = getattr(m, n)
@@ -184,8 +186,8 @@ def main():
     for name, module in modules.items(): write(f"api/{module}.md", reference(module, name))
     order = [modules[n] for names in parts().values() for n in names if n in modules]
     says = "\n".join(f"| [`cmlfa.{m}`]({m}.md) | {cell(import_module(f'cmlfa.{m}').__doc__)} |" for m in order)
-    write("api/modules.md", f"# All modules\n\n| module | what it is |\n|---|---|\n{says}\n\n{toctree(order, hidden='')}\n")
-    write("index.md", "\n\n".join([page("index"), toctree(branches, hidden="", caption="Notebooks"), toctree(["data_prep/README"], hidden="", caption="Data sets"), toctree(["api/modules"], hidden="", caption="Reference")]) + "\n")
+    write("api/modules.md", f"# All modules\n\n| module | what it is |\n|---|---|\n{says}\n")
+    write("index.md", "\n\n".join([page("index"), toctree(branches, hidden="", caption="Notebooks"), toctree(["data_prep/README"], hidden="", caption="Data sets"), toctree(["api/modules", "Index of names <genindex>"], hidden="", caption="Reference")]) + "\n")
 
 
 if __name__ == "__main__": main()
