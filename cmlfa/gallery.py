@@ -53,9 +53,10 @@ def shot_facts(
     file: Path, # annotation file of a data set
 ) -> dict[str, dict]: # image path to its facts
     "What a drawn data set knows of its photographs."
-    try: images = json.loads((file.parent / "attributes.json").read_text(encoding="utf-8"))["images"]
+    try:
+        images = json.loads((file.parent / "attributes.json").read_text(encoding="utf-8"))["images"]
+        return {r["path"]: {k: r["shot"][k] for k in ("camera", "view", "light")} for r in images}
     except (OSError, ValueError, KeyError, TypeError): return {} # not a drawn one
-    return {r["path"]: {k: r["shot"][k] for k in ("camera", "view", "light")} for r in images}
 
 def camera_of(
     path: str, # of an image
@@ -106,12 +107,12 @@ def fill(
         by_root = {r: {i.path: (i.size, i.mtime) for i in items if i.root == r} for r in {i.root for i in items}}
         known, facts = store.known(), {(i.root, i.path): i for i in items}
         todo, gone = map(lambda parts: sum(parts, []), zip(*(plan(r, found, store.known(r)) for r, found in by_root.items())))
-        todo = [facts[i.root, i.path] for i in todo]
+        todo, fresh = [facts[i.root, i.path] for i in todo], {(i.root, i.path) for i in todo}
         for n in range(0, len(todo), 256):
             say(f"Embedding {len(todo):,} images: {n:,} are done ...")
             bad |= embed_new(store, store, model, todo[n:n + 256])[1]
         store.remove(gone)
-        changed = [facts[k] for k, old in known.items() if k in facts and facts[k] not in todo and facts[k].meta != old.meta]
+        changed = [facts[k] for k, old in known.items() if k in facts and k not in fresh and facts[k].meta != old.meta]
         if changed: store.put([Item(i.root, i.path, i.size, i.mtime, known[i.root, i.path].hash, i.meta, known[i.root, i.path].row) for i in changed])
     return bad
 
@@ -138,7 +139,7 @@ class Gallery:
 
 # %% ../nbs/14d_gallery.ipynb #6458b949
 FEW = 40 # values that still make a menu
-HIDDEN = ("identity", "id", "person") # facts that hold the answer
+HIDDEN = ("identity", "person") # facts that hold the answer; an `id` may number anything
 
 def facets(
     gallery: Gallery, # what is searched
@@ -149,7 +150,8 @@ def facets(
         counts["folder"][i.folder] += 1
         for k, v in i.meta.items(): counts.setdefault(k, Counter())[v] += 1
     few = {k: c for k, c in counts.items() if 1 < len(c) <= FEW and k not in HIDDEN}
-    if "camera" in few and "folder" in few and [*few["folder"].values()] == [*few["camera"].values()]: del few["folder"] # says the same
+    both = {(i.folder, i.meta.get("camera")) for i in gallery.items.values()}
+    if "camera" in few and "folder" in few and len(both) == len(few["folder"]) == len(few["camera"]): del few["folder"] # a folder for each camera: one menu says it all
     return {k: [(f"{v} ({n:,})", f"{k}={v}") for v, n in sorted(c.items(), key=lambda x: str(x[0])) if str(v)] for k, c in few.items()}
 
 # %% ../nbs/14d_gallery.ipynb #124a96c4
@@ -189,7 +191,7 @@ def right(
 
 # %% ../nbs/14d_gallery.ipynb #fc68df53
 def _filled(items, captions, title, what, model, cpu, say): # a gallery of items whose vectors are cached
-    say(f"Opening the model {model if isinstance(model, (str, Path)) else 'in memory'} ...")
+    say(f"Opening the model {Path(model).name if isinstance(model, (str, Path)) else 'in memory'} ...")
     net, about = open_model(model, my_device(cpu))
     folder = cached_store(items, about.fingerprint, what)
     bad = fill(folder, items, net, about, say)
@@ -207,7 +209,7 @@ def open_gallery(
     "Open what is to be searched; drawn people if nothing is named."
     if store and data: raise UserError("store and data: both were named; name one of them.")
     if store:
-        say(f"Opening the store {store} ...")
+        say(f"Opening the store {Path(str(store)).name} ...")
         found = Searcher(store, model, cpu)
         if not len(found.store): raise UserError(f"{store}: holds no image yet; fill it with: cmlfa_index PHOTOS --store {store}")
         return Gallery(found, f"{len(found.store):,} images of {Path(str(store)).name}")

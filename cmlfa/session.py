@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['MAX_TEXT', 'MAX_UPLOAD', 'FORMATS', 'DEEP', 'check_text', 'read_upload', 'Ask', 'Answer', 'answer', 'Session',
-           'as_json']
+           'stamp', 'as_json']
 
 # %% ../nbs/14e_session.ipynb #e57249c5
-import html, io, json, tempfile, time, warnings
+import html, io, json, os, tempfile, time, warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from PIL import Image, ImageOps
+from PIL import Image
 from .synth import UserError
-from .data import MAX_PIXELS
+from .data import MAX_PIXELS, upright
 from .search import Hits, Query, plot_hits, sheet
 from .why import Why, why, words
 from .whatif import Move, edit, moves
@@ -42,7 +42,7 @@ def read_upload(
         with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as im:
             warnings.simplefilter("ignore") # the bound below is the stricter one
             if im.width * im.height > MAX_PIXELS: raise UserError(f"upload: the picture claims {im.width:,} x {im.height:,} pixels; send one of at most {MAX_PIXELS / 1e6:.0f} million.")
-            im = ImageOps.exif_transpose(im).convert("RGB")
+            im = upright(im)
             im.thumbnail((768, 768))
     except UserError: raise
     except Image.DecompressionBombError as e: raise UserError(f"upload: the picture claims far too many pixels; send one of at most {MAX_PIXELS / 1e6:.0f} million.") from e
@@ -92,6 +92,7 @@ class Session:
         other: Gallery | None = None, # the same images, read by a second model
     ):
         self.gallery, self.other, self.ask = gallery, other, Ask()
+        self.label = other.name if other else "" # what the second model is called
         self.answer, self.second, self.chosen, self.changes = None, None, None, {} # answers; the clicked hit; word number to what stands in its place
         self._folder = tempfile.TemporaryDirectory(prefix="cmlfa-") # for uploads; gone with the session
     def search(self, **changes): # of `Ask`
@@ -101,6 +102,8 @@ class Session:
         first, second = answer(self.gallery, ask), answer(self.other, ask) if self.other else None
         self.ask, self.answer, self.second = ask, first, second # only now, when both went well
         self.chosen, self.changes = None, {}
+        for f in Path(self._folder.name).iterdir(): # pictures that nobody asks with any more
+            if str(f) != ask.upload: f.unlink()
     def upload(self, data: bytes): # of a file
         "Ask with a picture from outside."
         file = Path(self._folder.name) / f"the uploaded picture {time.monotonic_ns()}.png"
@@ -110,24 +113,36 @@ class Session:
         "Look closer at a result."
         hits = (self.second if second else self.answer).hits
         self.chosen, self.changes = (hits[rank - 1], second), {}
-    def compare(self, other: Gallery | None): # the same images, read by another model; None ends it
+    def compare(self,
+        other: Gallery | None, # the same images, read by another model; None ends it
+        label: str = "", # what it is called; its own name if empty
+    ):
         "Add a second model."
         second = answer(other, self.ask) if other and self.answer else None
-        self.other, self.second = other, second # only now, when it went well
+        self.other, self.second, self.label = other, second, label or (other.name if other else "") # only now, when it went well
         if self.chosen and self.chosen[1]: self.chosen, self.changes = None, {}
 
 # %% ../nbs/14e_session.ipynb #64080bec
 from fastcore.basics import patch
 
+def stamp(
+    file: str, # an image of the gallery, or an upload
+) -> tuple: # when it was written, bytes; empty if it is gone
+    "What tells a file from another one that had its name before."
+    try: s = os.stat(file)
+    except OSError: return ()
+    return s.st_mtime_ns, s.st_size
+
 @lru_cache(64)
-def _why(model, file, text): return why(model, file, text)
+def _why(model, file, text, stamp): return why(model, file, text)
 
 @patch
 def why(self: Session) -> Why | None: # None if no result is chosen, or no sentence was asked
     "What made the score of the chosen result."
     if not self.chosen or not self.ask.text: return None
     hit, second = self.chosen
-    return _why((self.other if second else self.gallery).model, str(hit.file), self.edited)
+    file = str(hit.file)
+    return _why((self.other if second else self.gallery).model, file, self.edited, stamp(file))
 
 @patch(as_prop=True)
 def edited(self: Session) -> str: # a sentence
@@ -157,20 +172,21 @@ def moved(self: Session) -> tuple[Move | None, list[Move]]: # of the chosen imag
 def as_json(
     answer: Answer, # to keep
     gallery: Gallery, # that gave it
+    by: str, # what its model is called
 ) -> dict: # to write as JSON
     "A question and its ranking."
     ask, m = answer.ask, gallery.searcher.store.model
     hits = [dict(rank=h.rank, score=round(h.score, 6), path=h.item.path, right=ok, meta=h.item.meta) for h, ok in zip(answer.hits, answer.right)]
     image = gallery.items[ask.image].path if ask.image in gallery.items else None
     return dict(question=answer.hits.question, text=ask.text, image=image, uploaded=bool(ask.upload), mix=ask.mix, k=ask.k, where=list(ask.where),
-        gallery=gallery.title, model=dict(name=gallery.name, fingerprint=m.fingerprint), notes=answer.hits.notes, hits=hits)
+        gallery=gallery.title, model=dict(name=by, fingerprint=m.fingerprint), notes=answer.hits.notes, hits=hits)
 
-def _png(answers): # contact sheets below each other
+def _png(kept): # contact sheets of answers below each other, each with its model's name
     parts = []
-    for a in answers:
+    for a, by in kept:
         with warnings.catch_warnings(): # a name in a script that the font lacks shows as boxes
             warnings.simplefilter("ignore")
-            plot_hits(a.hits, min(8, max(4, len(a.hits)))).savefig(out := io.BytesIO(), dpi=110)
+            plot_hits(a.hits, min(8, max(4, len(a.hits))), a.right, by).savefig(out := io.BytesIO(), dpi=110)
         parts.append(Image.open(out))
     whole = Image.new("RGB", (max(p.width for p in parts), sum(p.height for p in parts)), "white")
     for n, p in enumerate(parts): whole.paste(p.convert("RGB"), (0, sum(q.height for q in parts[:n])))
@@ -183,9 +199,10 @@ def keep(self: Session,
 ) -> tuple[str, str, bytes]: # a file's name, its media type, what is in it
     "The question and its ranking as a file."
     if not self.answer: raise UserError("keep: nothing was asked yet; search first.")
-    both = [(a, g) for a, g in ((self.answer, self.gallery), (self.second, self.other)) if a]
+    both = [(a, g, by) for a, g, by in ((self.answer, self.gallery, self.gallery.name), (self.second, self.other, self.label)) if a]
+    told = [(a, f"{g.title}, read by {by}") for a, g, by in both]
     if kind == "json": return "ranking.json", "application/json", json.dumps([as_json(*x) for x in both], ensure_ascii=False, indent=1).encode()
-    if kind == "png": return "ranking.png", "image/png", _png([a for a, _ in both])
+    if kind == "png": return "ranking.png", "image/png", _png(told)
     if kind != "html": raise UserError(f"keep: {kind!r} is unknown; choose png, html or json.")
-    page = f'<!doctype html><meta charset="utf-8"><title>{html.escape(self.answer.hits.question)}</title>' + "".join(sheet(a.hits) for a, _ in both)
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(self.answer.hits.question)}</title>' + "".join(sheet(a.hits, a.right, by) for a, by in told)
     return "ranking.html", "text/html", page.encode()

@@ -16,6 +16,7 @@ from .search import Hit, thumbnail
 from .why import Why, heat, words_html
 from .whatif import Move
 from .gallery import Gallery, identity
+from .session import Ask, stamp
 
 # %% ../nbs/14f_show.ipynb #4aa2233d
 def safe(
@@ -33,13 +34,18 @@ def as_url(
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 @lru_cache(2048)
+def _small(file, height, stamp):
+    im = thumbnail(Path(file), height)
+    if im is None: raise LookupError # and nothing is kept: the file may come back
+    return as_url(im)
+
 def picture(
     file: str, # an image of the gallery
     height: int = 224, # pixels
 ) -> str: # a data: address; empty if it cannot be read any more
     "A small copy of an image."
-    im = thumbnail(Path(file), height)
-    return as_url(im) if im else ""
+    try: return _small(file, height, stamp(file))
+    except LookupError: return ""
 
 # %% ../nbs/14f_show.ipynb #6ad7172e
 def alt(
