@@ -20,13 +20,14 @@ from .synth import LAYOUTS, UserError
 from .batches import FLIPS, SAMPLERS
 from .fitting import INTERPOLATIONS
 from .backbones import arch_named, natural_sizes, split_choice
+from .sff import FUSIONS
 from .settings import Config, field_comments
 
 # %% ../nbs/10_config.ipynb #d03edfdd
 CHOICES = dict(
     val_dataset=("val", "test"), optimizer=("Adam", "AdamW", "SGD"), warmup_method=("linear", "constant"),
     lrscheduler=("cosine", "step", "exp", "poly", "linear"), dataset_name=tuple(LAYOUTS), sampler=SAMPLERS, flip=FLIPS,
-    pos_interpolation=INTERPOLATIONS, itc_positives=("identity", "pair"), long_captions=("cut", "refuse"),
+    pos_interpolation=INTERPOLATIONS, itc_positives=("identity", "pair"), fusion=FUSIONS, long_captions=("cut", "refuse"),
     mixed_precision=("auto", "no", "bf16", "fp16"))
 
 # %% ../nbs/10_config.ipynb #406d05f7
@@ -93,7 +94,7 @@ USED_WITH = (
     | _needs("num_instance", "sampler random", lambda c: c.sampler == "identity")
     | _needs("cache_chunk", "a batch_size that is no larger", lambda c: c.cache_chunk < c.batch_size)
     | _needs("resume_ckpt_file", "no --resume", lambda c: c.resume)
-    | _needs("lfa_layers", "prototypes 0", lambda c: c.prototypes > 0)
+    | _needs("lfa_layers fusion", "prototypes 0", lambda c: c.prototypes > 0)
     | _needs("pad flip", "no --img_aug", lambda c: c.img_aug)
     | _needs("quick_gelu", "weights that have a name, or none", lambda c: c.pretrain_choice != "none" and not split_choice(c.pretrain_choice)[0])
     | _needs("pos_interpolation", "no pretrained weights", lambda c: c.pretrain_choice != "none")
