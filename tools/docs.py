@@ -37,9 +37,12 @@ def parts():
     for part, name in re.findall(r"^\| (?:\*\*(.+?)\*\*|\[.*?\]\((\w+)\.ipynb\)) \|", table, re.M):
         if part: here = found.setdefault(part, [])
         else: here.append(name)
-    there, known = {p.stem for p in NBS.glob("[0-9]*.ipynb")}, {n for names in found.values() for n in names}
-    if there != known: sys.exit(f"the table of nbs/20_map.ipynb and the notebooks differ in {', '.join(sorted(there ^ known))}: execute 20_map.ipynb")
-    return found
+    there, place = sorted(p.stem for p in NBS.glob("[0-9]*.ipynb")), {n: part for part, names in found.items() for n in names}
+    for name in there: # a notebook that the map does not know yet goes to the one before it
+        if name not in place:
+            found[place.setdefault(name, place[max(n for n in place if n < name)])].append(name)
+            print(f"{name} is not in the table of nbs/20_map.ipynb; execute that notebook", file=sys.stderr)
+    return {part: [n for n in names if n in there] for part, names in found.items()}
 
 
 def exports():
