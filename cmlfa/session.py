@@ -17,7 +17,7 @@ from .data import MAX_PIXELS, upright
 from .search import Hits, Query, plot_hits, sheet
 from .why import Why, why, words
 from .whatif import Move, edit, moves
-from .gallery import Gallery, open_gallery, right, wanted
+from .gallery import Gallery, right, wanted
 
 # %% ../nbs/14e_session.ipynb #75bca48e
 MAX_TEXT = 2_000 # characters of a sentence
