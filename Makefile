@@ -5,7 +5,7 @@ READY := .venv/.ready
 export PYTHONWARNINGS ?= ignore
 export TOKENIZERS_PARALLELISM ?= false
 .DELETE_ON_ERROR:
-.PHONY: help demo test check notebooks tests lab explore browser
+.PHONY: help demo test versions check notebooks tests lab explore browser
 
 help: ## what there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,8 +25,12 @@ demo: $(READY) ## draw the data, train CMLFA, search people it has never seen (r
 
 test: check notebooks tests ## everything that CI runs
 
-check: $(READY) ## the package and the README are what the notebooks say
+versions: $(READY) # of what the tests run on
+	@$(BIN)/python -c "import platform, importlib.metadata as m; print('Python', platform.python_version(), *(f'{n} {m.version(n)}' for n in 'torch torchvision timm open_clip_torch accelerate faiss-cpu numpy pytest nbdev'.split()), sep=', ')"
+
+check: $(READY) ## the package and the README are what the notebooks say; ruff
 	$(BIN)/python tools/check.py
+	$(BIN)/ruff check
 
 notebooks: $(READY) ## run every notebook
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing # two processes of two threads each would wait for each other
@@ -35,7 +39,7 @@ browser: $(READY) # Chromium for the tests: the system's where one may install i
 	@test -x /usr/bin/chromium || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || $(BIN)/playwright install chromium || echo "no browser can be had here; without CI the tests of the page are skipped"
 
 tests: $(READY) browser ## what a notebook cannot test: processes, commands, faults
-	$(BIN)/python -m pytest -q tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 10 tests
 
 explore: $(READY) ## search people on a web page; make explore ARGS='--store STORE' for your own
 	$(BIN)/cmlfa_explore $(ARGS)

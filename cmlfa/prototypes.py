@@ -18,7 +18,6 @@ from .clip import end_positions, trim
 from .data import Split
 from .batches import Files, gallery_loader, normalise
 from .lfa import LFA
-from .sff import fuse
 from .model import CMLFA
 from .measures import Scores, per_query
 from .why import gathering, heat, places, words
@@ -76,7 +75,7 @@ def scores_with(
 ) -> Scores: # of captions (rows) and images (columns), Q x G
     "The scores that a model with these prototypes only would give."
     v, t = tokens.globals()
-    if keep is None or keep: v, t = (fuse(g, z) for g, z in zip((v, t), latents(model, tokens, keep)))
+    if keep is None or keep: v, t = (model.sff(g, z) for g, z in zip((v, t), latents(model, tokens, keep)))
     return Scores(F.normalize(t, dim=-1), F.normalize(v, dim=-1))
 
 # %% ../nbs/14c_prototypes.ipynb #3df572f7

@@ -11,13 +11,13 @@ import html, io, json, os, tempfile, time, warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from PIL import Image, ImageOps
+from PIL import Image
 from .synth import UserError
-from .data import MAX_PIXELS
+from .data import MAX_PIXELS, upright
 from .search import Hits, Query, plot_hits, sheet
 from .why import Why, why, words
 from .whatif import Move, edit, moves
-from .gallery import Gallery, open_gallery, right, wanted
+from .gallery import Gallery, right, wanted
 
 # %% ../nbs/14e_session.ipynb #75bca48e
 MAX_TEXT = 2_000 # characters of a sentence
@@ -44,7 +44,7 @@ def read_upload(
         with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as im:
             warnings.simplefilter("ignore") # the bound below is the stricter one
             if im.width * im.height > MAX_PIXELS: raise UserError(f"upload: the picture claims {im.width:,} x {im.height:,} pixels; send one of at most {MAX_PIXELS / 1e6:.0f} million.")
-            im = ImageOps.exif_transpose(im).convert("RGB")
+            im = upright(im)
             im.thumbnail((768, 768))
     except UserError: raise
     except Image.DecompressionBombError as e: raise UserError(f"upload: the picture claims far too many pixels; send one of at most {MAX_PIXELS / 1e6:.0f} million.") from e

@@ -95,7 +95,7 @@ def model_of(
 ) -> CMLFA: # on the CPU
     "The model that a configuration describes."
     return build_model(cfg.pretrain_choice, cfg.backbone, cfg.img_size, cfg.stride_size, cfg.text_length, cfg.vocab_size, cfg.quick_gelu, cfg.pos_interpolation, identities=identities,
-                       losses=cfg.loss_names, prototypes=cfg.prototypes, lfa_layers=cfg.lfa_layers, cmt_depth=cfg.cmt_depth,
+                       losses=cfg.loss_names, prototypes=cfg.prototypes, lfa_layers=cfg.lfa_layers, fusion=cfg.fusion, cmt_depth=cfg.cmt_depth,
                        temperature=cfg.temperature, itc_positives=cfg.itc_positives, learn_temperature=cfg.learn_temperature)
 
 # %% ../nbs/12f_train.ipynb #ff98a6ac
