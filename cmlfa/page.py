@@ -276,7 +276,7 @@ def main(argv=None):
     asked = dict(model=place(a.model, bundled), store=place(shared(a.store)), data=place(a.data), name=a.dataset_name, split=a.split, cpu=a.cpu)
     say = lambda text: print(text, flush=True)
     gallery = open_gallery(**asked, say=say)
-    for path, why in list(gallery.bad.items())[:20]: print(f"skipped: {why}", file=sys.stderr)
+    for why in list(gallery.bad.values())[:20]: print(f"skipped: {why}", file=sys.stderr)
     for m in a.compare: open_model(place(m, bundled)) # refused now, not when a visitor asks for it
     os.environ[SETTINGS] = json.dumps(asked | dict(compare=[place(m, bundled) for m in a.compare]))
     token, names = ("", LOOPBACK) if host in LOOPBACK else (secrets.token_urlsafe(24), set())
