@@ -5,7 +5,7 @@ READY := .venv/.ready
 export PYTHONWARNINGS ?= ignore
 export TOKENIZERS_PARALLELISM ?= false
 .DELETE_ON_ERROR:
-.PHONY: help demo test versions check notebooks tests docs lab explore browser
+.PHONY: help soak demo test versions check notebooks tests docs lab explore browser
 
 help: ## what there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ browser: $(READY) # Chromium for the tests: the system's where one may install i
 
 tests: $(READY) browser ## what a notebook cannot test: processes, commands, faults
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 10 tests
+
+soak: $(READY) ## kill it, fill it, load it for half an hour; the report goes into tests/faults/README.md
+	$(BIN)/python tests/faults/soak.py $(ARGS)
 
 explore: $(READY) ## search people on a web page; make explore ARGS='--store STORE' for your own
 	$(BIN)/cmlfa_explore $(ARGS)
