@@ -103,7 +103,7 @@ def test_any_words_are_a_query_or_one_sentence(text):
         except UserError as e: sentence(e)
 
 
-@pytest.mark.parametrize("text", ["\x00\x1b[2J" * 200_000, "<script>alert(1)</script>" * 42_000, "\u202e\u200d" * 500_000, "&#x41;&lt;" * 100_000, "\ud83d" * 300_000], ids=["control characters", "HTML", "directions", "entities", "half a pair"])
+@pytest.mark.parametrize("text", ["\x00\x1b[2J" * 200_000, "<script>alert(1)</script>" * 42_000, "\u202e\u200d" * 170_000, "&#x41;&lt;" * 100_000, "\ud83d" * 150_000], ids=["control characters", "HTML", "directions", "entities", "half a pair"])
 def test_a_million_characters(text):
     with pytest.raises(UserError, match=r"characters were given"): check_text(text)
     try: assert Tokenizer()(text, truncate=True).shape == (1, 77)
