@@ -16,7 +16,7 @@ from .search import Hit, thumbnail
 from .why import Why, heat, words_html
 from .whatif import Move
 from .gallery import Gallery, identity
-from .session import stamp
+from .session import Ask, stamp
 
 # %% ../nbs/14f_show.ipynb #4aa2233d
 def safe(
