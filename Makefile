@@ -5,7 +5,7 @@ READY := .venv/.ready
 export PYTHONWARNINGS ?= ignore
 export TOKENIZERS_PARALLELISM ?= false
 .DELETE_ON_ERROR:
-.PHONY: help soak demo test versions check notebooks tests lab explore browser
+.PHONY: help soak demo test versions check notebooks tests docs lab explore browser
 
 help: ## what there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,7 +23,7 @@ demo: $(READY) ## draw the data, train CMLFA, search people it has never seen (r
 	$(BIN)/cmlfa_train --config_file configs/demo.yaml --resume; \
 	echo "drawn, trained and evaluated in $$(( $$(date +%s) - start )) s; look at runs/demo/ranking.png"
 
-test: check notebooks tests ## everything that CI runs
+test: check notebooks tests docs ## everything that CI runs
 
 versions: $(READY) # of what the tests run on
 	@$(BIN)/python -c "import platform, importlib.metadata as m; print('Python', platform.python_version(), *(f'{n} {m.version(n)}' for n in 'torch torchvision timm open_clip_torch accelerate faiss-cpu numpy pytest nbdev'.split()), sep=', ')"
@@ -46,6 +46,12 @@ soak: $(READY) ## kill it, fill it, load it for half an hour; the report goes in
 
 explore: $(READY) ## search people on a web page; make explore ARGS='--store STORE' for your own
 	$(BIN)/cmlfa_explore $(ARGS)
+
+docs: $(READY) ## a site from the notebooks, with search and a reference (_docs/html), its links checked
+	rm -rf _docs/html
+	$(BIN)/python tools/docs.py
+	$(BIN)/sphinx-build -q -E -b html -c tools/site -d _docs/doctrees _docs/pages _docs/html
+	$(BIN)/python tools/links.py _docs/html
 
 lab: $(READY) ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=nbs

@@ -23,7 +23,7 @@ from datetime import date
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 
 import torch
 from seeds import machine
@@ -57,7 +57,7 @@ LADDER = {
 LEFT_OUT = {f"without {name}": dict(loss_names="+".join(n for n in ("itc", "sdm", "id", "mlm") if n != name)) for name in ("itc", "id", "sdm", "mlm")}
 VARIED = {f"K{k}": dict(prototypes=k) for k in (1, 3, 6, 16)} | {f"L{n}": dict(lfa_layers=n) for n in (0, 1, 6)} \
     | {f: dict(fusion=f) for f in ("concat", "gate")} | {f"flip-{f}": dict(img_aug=True, flip=f, pad=2) for f in ("swap", "skip", "blind")} | {"itc-weight-1": dict(itc_loss_weight=1.), "usual-start": {}}
-TIMED = {f"{name}@time": changes for name, changes in LADDER.items() if name not in ("lfa", "cmlfa")} # their epochs come from measured times
+TIMED = {f"{name}@time": changes for name, changes in LADDER.items() if name not in ("irra", "lfa", "cmlfa")} # these cost about as much as CMLFA; the epochs of the others come from measured times
 ROWS = LADDER | LEFT_OUT | TIMED | VARIED
 
 
@@ -107,9 +107,13 @@ def record(result: dict):
 def changes_of(row: str) -> dict:
     "What a row changes; the epochs of NAME@time are those that fit into CMLFA's time."
     if row not in TIMED: return ROWS[row]
-    if not COST.exists(): raise UserError(f"{COST}: is missing, and {row} needs it; run python tools/ablate.py --cost, with nothing else at work.")
-    cost = json.loads(COST.read_text())["seconds_a_step"]
-    return ROWS[row] | dict(num_epoch=round(EPOCHS * cost["cmlfa"] / cost[row.removesuffix("@time")]))
+    return ROWS[row] | dict(num_epoch=round(EPOCHS * costs()["cmlfa"] / costs()[row.removesuffix("@time")]))
+
+
+def costs() -> dict[str, float]:
+    "Processor seconds of a step, by rung."
+    if not COST.exists(): raise UserError(f"{COST}: is missing; run python tools/ablate.py --cost, with nothing else at work.")
+    return json.loads(COST.read_text())["seconds_a_step"]
 
 
 class Curve(Callback):
@@ -173,13 +177,14 @@ def overview() -> str:
     lines = [f"{SCALE}; Rank-1 on test, by seed"]
     for row in ROWS: lines.append(f"{row:16s}" + "".join(f"{found[row, s]['test']['t2i']['R1']:8.2f}" if (row, s) in found else "       -" for s in SEEDS))
     missing = [w for w in wanted() if w not in found]
-    each = fmean([sum(e["cpu"] for e in r["epochs"]) for r in found.values()] or [float("nan")])
-    return "\n".join(lines + [f"{len(found)} trainings are there, {len(missing)} are missing: about {len(missing) * each / 60:.0f} minutes of one core, without searching"])
+    longest = len(missing) * EPOCHS * (PEOPLE.train * PEOPLE.images * 2 // BATCH) * costs()["cmlfa"] / 60 # two captions an image
+    return "\n".join(lines + [f"{len(found)} trainings are there, {len(missing)} are missing, for which one core trains {longest:.0f} minutes at most"])
 
 
 def data():
     "Draw the people and pack them, unless they are there."
-    write_pack(write_synth(DATA, PEOPLE, workers=1, progress=False).parent, "CUHK-PEDES", ARCHS["study"].image_size, workers=1)
+    with holding(RUNS / "data.lock", wait=True):
+        write_pack(write_synth(DATA, PEOPLE, workers=1, progress=False).parent, "CUHK-PEDES", ARCHS["study"].image_size, workers=1)
 
 
 def cost(steps: int = 10):

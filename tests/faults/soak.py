@@ -312,7 +312,7 @@ def store_load(seconds: float, work: Path) -> dict:
     for n in range(8):
         (work / f"reader{n}").mkdir()
         readers.append(start(work / f"reader{n}", read_store, store, work / "said", until, n))
-    for n, r in enumerate(readers): r.join(seconds + 300)
+    for r in readers: r.join(seconds + 300)
     alive = writer.exitcode is None
     kill(writer)
     for n, r in enumerate(readers): assert r.exitcode == 0, (work / f"reader{n}/out.txt").read_text()[-3000:]

@@ -1,6 +1,5 @@
 """Disks that are full, folders that may not be written, two runs in one place, clocks that go back, names that are odd: what is promised for each, tried."""
 import json
-import multiprocessing
 import os
 import resource
 import shutil
@@ -8,7 +7,6 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import soak
