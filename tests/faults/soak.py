@@ -4,6 +4,7 @@ Each part does one thing to the project again and again, counts what was tried a
 What it finds goes into benchmarks/soak.json and from there into the table of tests/faults/README.md. The tests use some parts at a small scale."""
 import argparse
 import asyncio
+import ctypes
 import datetime
 import json
 import multiprocessing
@@ -37,6 +38,7 @@ processes.set_forkserver_preload(["cmlfa.train", "cmlfa.index"])
 
 def _run(job, args, out):
     os.setpgid(0, 0)
+    if sys.platform == "linux": ctypes.CDLL(None).prctl(1, signal.SIGKILL) # it ends with the server that has forked it, which ends with us
     fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for n in (1, 2): os.dup2(fd, n)
     import torch
