@@ -20,7 +20,7 @@ from .data import read_photos
 from .batches import Files
 from .model import CMLFA
 from .evaluate import embed_images, embed_texts
-from .nearest import approximate, as_tensor, build_index, exact, load_index, nearest, recall, save_index, scan_one, tune
+from .nearest import approximate, as_tensor, build_index, exact, load_index, recall, save_index, scan_one, tune
 from .index import DEFAULT, sentences
 from .bench import paired, ratio
 
