@@ -102,7 +102,7 @@ def examine(
 # %% ../nbs/03_doctor.ipynb #e960304b
 def examine_all(
     paths: list[str], # image files
-    workers: int = None, # processes; as many as cores if None
+    workers: int | None = None, # processes; as many as cores if None
     progress: bool = False, # show a bar on a terminal
 ) -> list[tuple]: # as `examine` gives them
     "Examine many images."
@@ -163,7 +163,7 @@ def check_images(
     report: Report, # gets what is found
     entries: list[dict], # those that passed
     paths: list[str], # image of each
-    workers: int = None, # processes
+    workers: int | None = None, # processes
     progress: bool = False, # show a bar
 ):
     "Examine every image, and compare their fingerprints."
@@ -217,7 +217,7 @@ def check_layout(
 def check(
     root: str | Path, # folder that holds the data sets
     name: str, # a key of `LAYOUTS`
-    workers: int = None, # processes; as many as cores if None
+    workers: int | None = None, # processes; as many as cores if None
     progress: bool = False, # show a bar on a terminal
     context: int = 77, # tokens of a caption that fit
 ) -> Report: # everything that was found

@@ -18,10 +18,9 @@ from PIL import Image
 from .synth import UserError, command
 from .data import BadImage, load_image, open_image
 from .batches import normalise
-from .share import MODELS
 from .model import CMLFA
 from .items import Item, parse_where, plain
-from .index import index, my_device, open_model
+from .index import index, my_device, open_model # noqa: F401 (index and search from one place)
 from .milvus import open_store
 
 # %% ../nbs/13f_search.ipynb #d81c3d79
