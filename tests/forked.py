@@ -42,7 +42,8 @@ class Command:
         for name in ("stdout", "stderr"): (self.folder / name).touch()
         if Command.parent is None: Command.parent = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
         print(json.dumps(dict(argv=self.args, cwd=str(cwd), folder=str(self.folder), session=session)), file=Command.parent.stdin, flush=True)
-        self.pid = int(Command.parent.stdout.readline())
+        self.pid = int(Command.parent.stdout.readline() or -1)
+        assert self.pid > 0, "the process that forks has ended: do all commands' modules import?"
 
     def poll(self):
         if self.returncode is None and (file := self.folder / "status").exists():
