@@ -189,7 +189,7 @@ def prepare(
     if not file.exists():
         make(folder / "part")
         os.replace(folder / "part", file)
-    vectors = np.memmap(file, np.float16, "c", shape=(n, DIM))
+    vectors = np.memmap(file, np.float16, "r", shape=(n, DIM))
     if not lists.exists():
         clocks = time.perf_counter, time.process_time
         start = [c() for c in clocks]

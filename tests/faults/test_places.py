@@ -80,7 +80,7 @@ def test_a_disk_that_fills_up_while_people_are_drawn(data, tmp_path):
 
 def test_a_disk_that_fills_up_while_a_store_is_written(data, model, tmp_path):
     photos = data / "CUHK-PEDES/imgs"
-    with little_room(tmp_path / "disk", 400_000, 30_000) as make_room:
+    with little_room(tmp_path / "disk", 400_000, 300_000) as make_room:
         with pytest.raises(UserError, match=f"({FULL}).*") as e: index(photos, tmp_path / "disk/store", model, batch_size=4)
         assert "\n" not in str(e.value)
         make_room()
