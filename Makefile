@@ -5,7 +5,7 @@ READY := .venv/.ready
 export PYTHONWARNINGS ?= ignore
 export TOKENIZERS_PARALLELISM ?= false
 .DELETE_ON_ERROR:
-.PHONY: help demo test check notebooks tests lab explore browser
+.PHONY: help soak demo test versions check notebooks tests docs lab explore browser
 
 help: ## what there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,10 +23,14 @@ demo: $(READY) ## draw the data, train CMLFA, search people it has never seen (r
 	$(BIN)/cmlfa_train --config_file configs/demo.yaml --resume; \
 	echo "drawn, trained and evaluated in $$(( $$(date +%s) - start )) s; look at runs/demo/ranking.png"
 
-test: check notebooks tests ## everything that CI runs
+test: check notebooks tests docs ## everything that CI runs
 
-check: $(READY) ## the package and the README are what the notebooks say
+versions: $(READY) # of what the tests run on
+	@$(BIN)/python -c "import platform, importlib.metadata as m; print('Python', platform.python_version(), *(f'{n} {m.version(n)}' for n in 'torch torchvision timm open_clip_torch accelerate faiss-cpu numpy pytest nbdev'.split()), sep=', ')"
+
+check: $(READY) ## the package and the README are what the notebooks say; ruff
 	$(BIN)/python tools/check.py
+	$(BIN)/ruff check
 
 notebooks: $(READY) ## run every notebook
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing # two processes of two threads each would wait for each other
@@ -35,10 +39,19 @@ browser: $(READY) # Chromium for the tests: the system's where one may install i
 	@test -x /usr/bin/chromium || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || $(BIN)/playwright install chromium || echo "no browser can be had here; without CI the tests of the page are skipped"
 
 tests: $(READY) browser ## what a notebook cannot test: processes, commands, faults
-	$(BIN)/python -m pytest -q tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 10 tests
+
+soak: $(READY) ## kill it, fill it, load it for half an hour; the report goes into tests/faults/README.md
+	$(BIN)/python tests/faults/soak.py $(ARGS)
 
 explore: $(READY) ## search people on a web page; make explore ARGS='--store STORE' for your own
 	$(BIN)/cmlfa_explore $(ARGS)
+
+docs: $(READY) ## a site from the notebooks, with search and a reference (_docs/html), its links checked
+	rm -rf _docs/html
+	$(BIN)/python tools/docs.py
+	$(BIN)/sphinx-build -q -E -b html -c tools/site -d _docs/doctrees _docs/pages _docs/html
+	$(BIN)/python tools/links.py _docs/html
 
 lab: $(READY) ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=nbs

@@ -86,8 +86,9 @@ def main(argv=None):
     if not name: return print("\n".join(f"{name:<10} {what}" for name, what in there.items()))
     keep = own.pop("save"), own.pop("name")
     table, figures = bench.measure(**own)
+    file = figures.pop("file", name) # a benchmark may keep a record beside the usual one
     print(table)
-    if keep[0]: print("written to", save(name, figures, " ".join(["python -m cmlfa.bench", *(a for a in argv if a != "--save")])))
+    if keep[0]: print("written to", save(file, figures, " ".join(["python -m cmlfa.bench", *(a for a in argv if a != "--save")])))
     print(json.dumps(figures))
 
 # %% ../nbs/17_bench.ipynb #fd4a4090

@@ -7,7 +7,7 @@ __all__ = ['SIZE', 'BATCH', 'WORKERS', 'draw', 'Plain', 'plain', 'ours', 'memory
 
 # %% ../nbs/17b_data.ipynb #2c2dd005
 """images a second from the disk to a batch, against the plain way"""
-import os, tempfile
+import tempfile
 from random import Random
 from statistics import median
 import psutil

@@ -118,7 +118,7 @@ def cached_backward(
     words = hidden_words(batch["chosen"]) if "chosen" in batch else None
     for i, (piece, state, g_image, g_text) in enumerate(zip(cut, states, by_image.split(size), by_text.split(size))):
         last = i + 1 == len(cut)
-        def pull(v, t, labels): return {"pull": (v.float() * g_image).sum() + (t.float() * g_text).sum() + sum(p * g for p, g in zip(learned(bare), rest) if last)}
+        def pull(v, t, labels, g_image=g_image, g_text=g_text, last=last): return {"pull": (v.float() * g_image).sum() + (t.float() * g_text).sum() + sum(p * g for p, g in zip(learned(bare), rest) if last)}
         with nullcontext() if last else no_sync(model), with_dice(state, device):
             own = model(piece, compare=pull, words=words)
             if "id" in own: own["id"] = own["id"] * (len(piece["labels"]) / len(batch["labels"]))

@@ -87,9 +87,10 @@ def check_same(
     file: str | Path, # for the message
 ):
     "Refuse to go on with a run under settings that would make it another run."
-    now = as_json(cfg)
-    for k, v in before.items():
-        if k not in FREE and now.get(k, v) != v:
+    now, usual = as_json(cfg), as_json(Config())
+    if lost := next((k for k in before if k not in now), ""): raise UserError(f"{file}: was trained with {lost} {before[lost]}, a setting that this version does not have; go on with the version that wrote it, or start a new run under another name.")
+    for k, v in (usual | before).items(): # what the checkpoint does not know yet was as it usually is
+        if k not in FREE and now[k] != v:
             raise UserError(f"{file}: was trained with {k} {v}, and {now[k]} is asked for now; give the same, or start a new run under another name.")
 
 # %% ../nbs/12b_checkpoint.ipynb #b7b742f8

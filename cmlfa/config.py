@@ -10,6 +10,8 @@ __all__ = ['CHOICES', 'POSITIVE', 'USED_WITH', 'check_schedule', 'validate', 'ch
 import argparse
 import os
 import re
+import reprlib
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import get_origin, get_type_hints
@@ -18,13 +20,14 @@ from .synth import LAYOUTS, UserError
 from .batches import FLIPS, SAMPLERS
 from .fitting import INTERPOLATIONS
 from .backbones import arch_named, natural_sizes, split_choice
+from .sff import FUSIONS
 from .settings import Config, field_comments
 
 # %% ../nbs/10_config.ipynb #d03edfdd
 CHOICES = dict(
     val_dataset=("val", "test"), optimizer=("Adam", "AdamW", "SGD"), warmup_method=("linear", "constant"),
     lrscheduler=("cosine", "step", "exp", "poly", "linear"), dataset_name=tuple(LAYOUTS), sampler=SAMPLERS, flip=FLIPS,
-    pos_interpolation=INTERPOLATIONS, itc_positives=("identity", "pair"), long_captions=("cut", "refuse"),
+    pos_interpolation=INTERPOLATIONS, itc_positives=("identity", "pair"), fusion=FUSIONS, long_captions=("cut", "refuse"),
     mixed_precision=("auto", "no", "bf16", "fp16"))
 
 # %% ../nbs/10_config.ipynb #406d05f7
@@ -60,13 +63,13 @@ def validate(
     if len(cfg.img_size) != 2 or min(cfg.img_size) < 1: raise UserError(f"img_size: {cfg.img_size} must be a height and a width in pixels, such as 384 128.")
     if cfg.masked_token_rate + cfg.masked_token_unchanged_rate > 1: raise UserError("masked_token_rate: together with masked_token_unchanged_rate it is more than 1; make them smaller.")
     if not 0 < cfg.mlm_rate < 1: raise UserError(f"mlm_rate: {cfg.mlm_rate} must lie between 0 and 1.")
-    if cfg.name in ("", ".", "..") or Path(cfg.name).name != cfg.name: raise UserError(f"name: {cfg.name!r} must be a plain name, without a path; use output_dir for the place.")
+    if cfg.name in ("", ".", "..") or Path(cfg.name).name != cfg.name or len(cfg.name.encode()) > 200: raise UserError(f"name: {cfg.name!r:.80} must be a plain name, without a path; use output_dir for the place.")
     if cfg.pretrain_choice == "none": arch_named(cfg.backbone)
     split_choice(cfg.pretrain_choice) # a name whose towers cannot be built is refused here, before any data is read
     if cfg.fsdp and cfg.compile: raise UserError("fsdp: shares out plain blocks, not compiled ones; leave --compile out.")
     if cfg.fsdp and cfg.mixed_precision == "fp16": raise UserError("fsdp: is not made for fp16 and its scaling; choose --mixed_precision bf16, no or auto.")
     check_schedule(cfg)
-    cfg.losses # an unknown loss is refused where the names are read
+    cfg.losses # noqa: B018 (an unknown loss is refused where the names are read)
     return cfg
 
 # %% ../nbs/10_config.ipynb #cdb5b545
@@ -91,7 +94,7 @@ USED_WITH = (
     | _needs("num_instance", "sampler random", lambda c: c.sampler == "identity")
     | _needs("cache_chunk", "a batch_size that is no larger", lambda c: c.cache_chunk < c.batch_size)
     | _needs("resume_ckpt_file", "no --resume", lambda c: c.resume)
-    | _needs("lfa_layers", "prototypes 0", lambda c: c.prototypes > 0)
+    | _needs("lfa_layers fusion", "prototypes 0", lambda c: c.prototypes > 0)
     | _needs("pad flip", "no --img_aug", lambda c: c.img_aug)
     | _needs("quick_gelu", "weights that have a name, or none", lambda c: c.pretrain_choice != "none" and not split_choice(c.pretrain_choice)[0])
     | _needs("pos_interpolation", "no pretrained weights", lambda c: c.pretrain_choice != "none")
@@ -108,16 +111,24 @@ def check_used(
         if not used(cfg): raise UserError(f"{name} has no effect with {why}; leave it out, or change the other.")
 
 # %% ../nbs/10_config.ipynb #b66d01d9
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 200, 60
+
+def _short(value):
+    "A value as a sentence may show it: a few lines of YAML can hold a list of a billion items."
+    try: return _SHORT.repr(value)
+    except ValueError: return "a number of thousands of digits"
+
 def _coerce(name, value, kind):
     "A value from YAML as the field's type, or a sentence."
     if get_origin(kind) is tuple:
-        if not isinstance(value, (list, tuple)): raise UserError(f"{name}: {value!r} must be a list of whole numbers.")
+        if not isinstance(value, (list, tuple)): raise UserError(f"{name}: {_short(value)} must be a list of whole numbers.")
         return tuple(_coerce(name, v, int) for v in value)
-    if kind is float and type(value) is int: value = float(value)
-    if kind is float and isinstance(value, str):
-        try: value = float(value) # YAML reads 1e-5 as a string
-        except ValueError: pass
-    if type(value) is not kind: raise UserError(f"{name}: {value!r} must be {dict(int='a whole number', float='a number', str='text', bool='true or false')[kind.__name__]}.")
+    if kind is float and type(value) in (int, str): # YAML reads 1e-5 as a string
+        with suppress(ValueError, OverflowError): value = float(value)
+    if type(value) is not kind: raise UserError(f"{name}: {_short(value)} must be {dict(int='a whole number', float='a number', str='text', bool='true or false')[kind.__name__]}.")
+    if kind is int and abs(value) >= 2**63: raise UserError(f"{name}: {_short(value)} must be a whole number below 2**63.")
+    if kind is str and not value.isprintable(): raise UserError(f"{name}: {_short(value)} must be text without control characters.")
     return value
 
 # %% ../nbs/10_config.ipynb #0e20a272
@@ -128,18 +139,23 @@ def from_dict(
     "A configuration from plain values; unknown names and wrong types are refused."
     kinds = get_type_hints(Config)
     unknown = set(values) - set(kinds)
-    if unknown: raise UserError(f"{source}: {sorted(map(str, unknown))[0]!r} is no setting; see cmlfa_train --help for all of them.")
+    if unknown: raise UserError(f"{source}: {min(map(_short, unknown))} is no setting; see cmlfa_train --help for all of them.")
     try: return validate(Config(**{k: _coerce(k, v, kinds[k]) for k, v in values.items()}))
     except UserError as e: raise UserError(f"{source}: {e}") from e
 
 # %% ../nbs/10_config.ipynb #c2ce2966
+class _Plain(yaml.SafeLoader): # without references, by which some lines could stand for gigabytes
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent): raise yaml.YAMLError("a reference, such as *name, is not read here")
+        return super().compose_node(parent, index)
+
 def read_yaml(
     file: str | Path, # YAML file
 ) -> dict: # names and values as written
     "Read a YAML file without its tags ever running code."
-    try: values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    try: values = yaml.load(Path(file).read_text(encoding="utf-8"), _Plain)
     except OSError as e: raise UserError(f"{file}: cannot be read ({e.strerror}); give the path of a configs.yaml.") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e: raise UserError(f"{file}: is no plain YAML ({' '.join(str(e).split())[:120]}); repair or remove it.") from e
+    except Exception as e: raise UserError(f"{file}: is no plain YAML ({' '.join(str(e).split())[:120]}); repair or remove it.") from e
     if not isinstance(values, dict): raise UserError(f"{file}: must hold settings as 'name: value' lines.")
     return values
 

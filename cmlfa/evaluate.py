@@ -24,7 +24,7 @@ from .data import Split
 from .batches import Files, gallery_loader, normalise
 from .gather import all_parts, part, ranks
 from .model import CMLFA
-from .measures import MEASURES, Scores, means, metrics, per_query
+from .measures import MEASURES, Scores, means, per_query
 
 # %% ../nbs/11_evaluate.ipynb #d13648c4
 @torch.inference_mode()

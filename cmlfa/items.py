@@ -8,7 +8,7 @@ __all__ = ['VERSION', 'SCHEMA', 'Item', 'Model', 'plain', 'latest', 'number', 'W
            'transaction']
 
 # %% ../nbs/13b_items.ipynb #a47dca81
-import csv, json, os, re, sqlite3
+import csv, io, json, os, re, sqlite3
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -117,11 +117,12 @@ def read_metadata(
     file: str | Path, # CSV with a line of headings, one of them path
 ) -> dict[str, dict]: # path to column to value
     "Read facts about images."
-    try: rows = csv.DictReader(Path(file).read_text(encoding="utf-8-sig").splitlines(keepends=True), strict=True)
+    try: rows = csv.DictReader(io.StringIO(Path(file).read_bytes().decode("utf-8-sig"), newline=""), strict=True, skipinitialspace=True) # newline="": csv knows the ends of lines
     except (OSError, UnicodeDecodeError) as e: raise UserError(f"{file}: cannot be read as text ({getattr(e, 'strerror', None) or 'it is not UTF-8'}); give a CSV file in UTF-8.") from e
     out = {}
     try:
-        names = check_columns(file, rows.fieldnames or [])
+        rows.fieldnames = [n.strip() for n in rows.fieldnames or []]
+        names = check_columns(file, rows.fieldnames)
         for r in rows:
             if None in r: raise UserError(f"{file}: line {rows.line_num} has more fields than line 1 has headings; put fields that contain a comma in quotation marks.")
             if r["path"]: out[r["path"].strip().removeprefix("./")] = {n: number(r[n].strip()) for n in names if (r[n] or "").strip()}
@@ -164,6 +165,7 @@ def read_manifest(
     try:
         m = json.loads(file.read_text(encoding="utf-8"))
         if m["version"] != VERSION: raise UserError(f"{file}: has the format {m['version']} and this version of cmlfa reads {VERSION}; use the version that made it, or index anew into another folder.")
+        if m["index"] and Path(m["index"]["file"]).name != m["index"]["file"]: raise ValueError("its index is said to lie elsewhere")
         return Model(**m["model"]), m["index"]
     except UserError: raise
     except (OSError, ValueError, KeyError, TypeError) as e: raise UserError(f"{file}: cannot be read ({e}); fetch the store again, or index anew into another folder.") from e

@@ -20,7 +20,7 @@ def _check_rates(rate, masked_rate, unchanged_rate):
 
 def mask_tokens(
     ids: torch.Tensor, # captions as the tokenizer gives them, B x L (left as it is)
-    generator: torch.Generator = None, # source of the random draws
+    generator: torch.Generator | None = None, # source of the random draws
     rate: float = 0.15, # share of a caption's tokens that is chosen
     masked_rate: float = 0.8, # share of the chosen that becomes the mask token
     unchanged_rate: float = 0.1, # share of the chosen that stays; the rest becomes random tokens

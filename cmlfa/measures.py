@@ -139,6 +139,7 @@ def per_query(
 ) -> dict[str, torch.Tensor]: # each Q: R1, R5, R10, AP, INP from 0 to 1, rank of the best match from 1, number of matches
     "Each query's measures, exact."
     if ties not in TIES: raise UserError(f"ties: {ties!r} is unknown; choose from {', '.join(TIES)}.")
+    if not len(queries) or not len(gallery): raise UserError(f"there are {len(queries)} queries and {len(gallery)} gallery items, and nothing to rank; check that the split holds captions and images.")
     order, first, count = find_matches(queries, gallery)
     step, out = max(1, block // max(1, len(gallery))), []
     for rows in [slice(i, i + step) for i in range(0, len(queries), step)]:

@@ -26,6 +26,7 @@ def expression(
         if w.column == "folder" and w.op in ("=", "!="):
             low, high = (json.dumps(w.value + c, ensure_ascii=False) for c in "/0") # 0 comes next after /; in LIKE, _ and % would stand for anything
             if w.value: parts.append(f"{'not ' if op == '!=' else ''}(folder == {value} or (folder >= {low} and folder < {high}))")
+            elif op == "!=": parts.append("(size < 0)") # outside of everything there is nothing
             continue
         name = w.column if w.column in ("folder", "path", "size") else f"meta[{json.dumps(w.column, ensure_ascii=False)}]"
         test = f"{name} {op} {value}"

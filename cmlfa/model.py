@@ -19,7 +19,7 @@ from .resnet import image_tower
 from .fitting import load_image_weights, load_text_weights
 from .backbones import arch_named, pretrained
 from .lfa import LFA
-from .sff import fuse
+from .sff import SFF
 from .irr import IRR
 from .gather import across, rank_mean
 from .losses import cmpm_loss, id_loss, itc_loss, loss_names, mlm_loss, sdm_loss
@@ -41,13 +41,14 @@ class CMLFA(nn.Module, Saved):
         temperature: float = 0.02, # tau, or where it starts if it is learned
         itc_positives: str = "identity", # 'identity': all pairs of one person match; 'pair': only a caption and its image
         learn_temperature: bool = False, # let training move tau within `TAU`
+        fusion: str = "sum", # how the latent features join the global one, one of `FUSIONS`
         as_published: bool = False, # compute as IRRA's and CMLFA's code does, for weights that were trained with it
     ):
         super().__init__()
         self.settings, self.meta = {k: v for k, v in locals().items() if k not in ("self", "__class__")}, {} # how to build it again; what else is known of it
         self.arch, self.losses = check_arch(arch), loss_names(losses)
         self.image_encoder, self.text_encoder = image_tower(arch), TextEncoder(arch)
-        if prototypes: self.lfa = LFA(arch.dim, prototypes, lfa_layers, lfa_heads, as_published=as_published)
+        if prototypes: self.lfa, self.sff = LFA(arch.dim, prototypes, lfa_layers, lfa_heads, as_published=as_published), SFF(arch.dim, fusion)
         if "id" in self.losses:
             if identities < 1: raise UserError("identities: the ID loss needs at least 1 training identity; give their number, or leave id out of loss_names.")
             self.classifier = nn.Linear(arch.dim, identities)
@@ -74,7 +75,7 @@ def fuse_tokens(self: CMLFA,
     mask: torch.Tensor | None = None, # True for real tokens, B x N
 ) -> torch.Tensor: # f, B x D
     "The only place where features become fused features, for training and for search alike."
-    return fuse(global_feature, self.lfa(tokens, mask)) if hasattr(self, "lfa") else global_feature
+    return self.sff(global_feature, self.lfa(tokens, mask)) if hasattr(self, "lfa") else global_feature
 
 # %% ../nbs/09_model.ipynb #8e5904b8
 @patch
@@ -177,7 +178,7 @@ def param_groups(self: CMLFA,
     weight_decay_bias: float = 0., # for biases
 ) -> list[dict]: # for a torch optimiser, each with a name
     "Sort parameters by what the model knows of them: new or pretrained, bias or not."
-    new = {id(p) for m in ("lfa", "classifier", "irr") if hasattr(self, m) for p in getattr(self, m).parameters()}
+    new = {id(p) for m in ("lfa", "sff", "classifier", "irr") if hasattr(self, m) for p in getattr(self, m).parameters()}
     groups = {}
     for name, p in self.named_parameters():
         is_tau, is_bias = name == "log_temperature", name.endswith("bias")

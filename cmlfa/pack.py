@@ -120,7 +120,7 @@ def write_pack(
     name: str, # a key of `LAYOUTS`
     size: tuple[int, int] = (384, 128), # height, width in pixels
     context: int = 77, # tokens in a row
-    workers: int = None, # processes; as many as cores if None
+    workers: int | None = None, # processes; as many as cores if None
     progress: bool = True, # show a bar on a terminal
     skip: frozenset = frozenset(), # (split, image file) of entries to leave out
 ) -> Path: # the pack's folder

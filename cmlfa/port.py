@@ -82,7 +82,7 @@ def fitting_model(
 ) -> CMLFA: # with random weights
     "The model whose shapes are those of a published checkpoint."
     try: arch = replace(arch_of(towers, quick_gelu=True), image_size=tuple(img_size), stride=stride_size)
-    except UserError as e: raise e.__cause__ or e # no CLIP's shapes: the caller says so with the file's name
+    except UserError as e: raise (e.__cause__ or e) from None # no CLIP's shapes: the caller says so with the file's name
     down, across = arch.grid
     places = len(towers["visual.positional_embedding"]) - 1
     if down * across != places: raise UserError(f"img_size: the checkpoint has positions for {places} patches, and {img_size[0]} x {img_size[1]} pixels at a stride of {stride_size} give {down} x {across}; say --img_size and --stride_size as in its training.")

@@ -18,7 +18,6 @@ from .clip import end_positions, trim
 from .data import Split
 from .batches import Files, gallery_loader, normalise
 from .lfa import LFA
-from .sff import fuse
 from .model import CMLFA
 from .measures import Scores, per_query
 from .why import gathering, heat, places, words
@@ -50,7 +49,7 @@ def encode(
 # %% ../nbs/14c_prototypes.ipynb #a7861fe7
 def some(
     lfa: LFA, # a model's
-    keep: list[int], # numbers of the prototypes that stay
+    keep: list[int], # places of the prototypes that stay, in their list from 0
 ) -> LFA: # a copy that has no others
     "Prototypes taken out."
     small = deepcopy(lfa)
@@ -61,7 +60,7 @@ def some(
 def latents(
     model: CMLFA, # with prototypes
     tokens: Tokens, # from `encode`
-    keep: list[int] | None = None, # numbers of the prototypes that stay; all if None
+    keep: list[int] | None = None, # places of the prototypes that stay, in their list from 0; all if None
     batch: int = 256, # items a step
 ) -> tuple[torch.Tensor, torch.Tensor]: # Z of the images, G x K x D; of the captions, Q x K x D
     "What the prototypes make of both sides."
@@ -72,11 +71,11 @@ def latents(
 def scores_with(
     model: CMLFA, # with prototypes
     tokens: Tokens, # from `encode`
-    keep: list[int] | None = None, # numbers of the prototypes that stay; all if None
+    keep: list[int] | None = None, # places of the prototypes that stay, in their list from 0; all if None
 ) -> Scores: # of captions (rows) and images (columns), Q x G
     "The scores that a model with these prototypes only would give."
     v, t = tokens.globals()
-    if keep is None or keep: v, t = (fuse(g, z) for g, z in zip((v, t), latents(model, tokens, keep)))
+    if keep is None or keep: v, t = (model.sff(g, z) for g, z in zip((v, t), latents(model, tokens, keep)))
     return Scores(F.normalize(t, dim=-1), F.normalize(v, dim=-1))
 
 # %% ../nbs/14c_prototypes.ipynb #3df572f7
@@ -130,7 +129,7 @@ def plot_portraits(
     fig = Figure((1.05 * len(seen), 3.6), layout="constrained") # not pyplot's, so nobody has to close it
     for k, (ax, p) in enumerate(zip(fig.subplots(1, len(seen), squeeze=False)[0], seen)):
         ax.imshow(heat(image, p.patches)); ax.set(xticks=[], yticks=[])
-        ax.set_title(f"{k}\n{p.own:.2f} / {p.strangers:.2f}", fontsize=8)
+        ax.set_title(f"{k + 1}\n{p.own:.2f} / {p.strangers:.2f}", fontsize=8)
         ax.set_xlabel("\n".join(f"{w} {lift:.1f}" for w, lift, _ in p.words[:most]), fontsize=7, parse_math=False)
     return fig
 
@@ -139,8 +138,8 @@ def removals(
     model: CMLFA, # with prototypes
     tokens: Tokens, # from `encode`
     split: Split, # what was encoded
-) -> dict[str, dict[str, torch.Tensor]]: # 'all', 'none', 'without 0' ..., 'only 0' ...: measures of each caption as `per_query` gives them
+) -> dict[str, dict[str, torch.Tensor]]: # 'all', 'none', 'without 1' ..., 'only 1' ...: measures of each caption as `per_query` gives them
     "Retrieval with some of the prototypes."
     k = range(len(model.lfa.prototypes))
-    ways = {"all": None, "none": []} | {f"without {i}": [j for j in k if j != i] for i in k} | {f"only {i}": [i] for i in k}
+    ways = {"all": None, "none": []} | {f"without {i + 1}": [j for j in k if j != i] for i in k} | {f"only {i + 1}": [i] for i in k}
     return {name: per_query(scores_with(model, tokens, keep), split.caption_identities, split.identities) for name, keep in ways.items()}

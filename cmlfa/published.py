@@ -7,7 +7,7 @@ __all__ = ['LOSSES', 'WEIGHTS', 'Job', 'model_of', 'draw', 'prepared', 'uncut', 
            'PlainImage', 'PlainText', 'PlainLFA', 'PlainIRR', 'plain_names', 'Published', 'halve', 'count', 'flops']
 
 # %% ../nbs/17f_published.ipynb #574252e5
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -221,4 +221,4 @@ def flops(
         for m in (model, plain): m.to_empty(device="cpu")
         runs = dict(published=lambda: total(plain(whole), WEIGHTS), ours=lambda: total(model(cut), WEIGHTS),
             open_clip=lambda: model.image_encoder(whole["images"]).sum() + model.text_encoder(whole["ids"]).sum())
-        return {way: count(lambda: run().backward()) / job.batch for way, run in runs.items()}
+        return {way: count(lambda run=run: run().backward()) / job.batch for way, run in runs.items()}

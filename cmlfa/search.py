@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image, ImageOps
+from PIL import Image
 from .synth import UserError, command
-from .data import BadImage, load_image
+from .data import BadImage, load_image, open_image
 from .batches import normalise
-from .share import MODELS
 from .model import CMLFA
 from .items import Item, parse_where, plain
-from .index import index, my_device, open_model
+from .index import index, my_device, open_model # noqa: F401 (index and search from one place)
 from .milvus import open_store
 
 # %% ../nbs/13f_search.ipynb #d81c3d79
@@ -145,10 +144,9 @@ def thumbnail(
 ) -> Image.Image | None: # upright; None if it cannot be read any more
     "A small copy for showing."
     try:
-        with Image.open(file) as im:
-            im = ImageOps.exif_transpose(im).convert("RGB")
-            im.thumbnail((2 * height, height))
-            return im
+        im = open_image(file)
+        im.thumbnail((2 * height, height))
+        return im
     except Exception: return None # whatever is wrong, the sheet shows the others
 
 def _data(im, alt): # the picture inside the page, and what it is for those who do not see it

@@ -11,13 +11,13 @@ import html, io, json, os, tempfile, time, warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from PIL import Image, ImageOps
+from PIL import Image
 from .synth import UserError
-from .data import MAX_PIXELS
+from .data import MAX_PIXELS, upright
 from .search import Hits, Query, plot_hits, sheet
 from .why import Why, why, words
 from .whatif import Move, edit, moves
-from .gallery import Gallery, open_gallery, right, wanted
+from .gallery import Gallery, right, wanted
 
 # %% ../nbs/14e_session.ipynb #75bca48e
 MAX_TEXT = 2_000 # characters of a sentence
@@ -35,14 +35,16 @@ FORMATS = ("JPEG", "PNG", "WEBP") # that are decoded
 
 def read_upload(
     data: bytes, # of a file, whatever it is
+    size: int = 0, # bytes that the sender says it has; of what is too large a page may send only this
 ) -> Image.Image: # upright, RGB, at most 768 pixels high and wide
     "Decode a picture that somebody sent, or refuse it."
-    if len(data) > MAX_UPLOAD: raise UserError(f"upload: the file has {len(data) / 1e6:.0f} MB; send a picture of at most {MAX_UPLOAD / 1e6:.0f} MB.")
+    size = max(size, len(data))
+    if size > MAX_UPLOAD: raise UserError(f"upload: the file has {size / 1e6:.0f} MB; send a picture of at most {MAX_UPLOAD / 1e6:.0f} MB.")
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as im:
             warnings.simplefilter("ignore") # the bound below is the stricter one
             if im.width * im.height > MAX_PIXELS: raise UserError(f"upload: the picture claims {im.width:,} x {im.height:,} pixels; send one of at most {MAX_PIXELS / 1e6:.0f} million.")
-            im = ImageOps.exif_transpose(im).convert("RGB")
+            im = upright(im)
             im.thumbnail((768, 768))
     except UserError: raise
     except Image.DecompressionBombError as e: raise UserError(f"upload: the picture claims far too many pixels; send one of at most {MAX_PIXELS / 1e6:.0f} million.") from e
@@ -104,10 +106,13 @@ class Session:
         self.chosen, self.changes = None, {}
         for f in Path(self._folder.name).iterdir(): # pictures that nobody asks with any more
             if str(f) != ask.upload: f.unlink()
-    def upload(self, data: bytes): # of a file
+    def upload(self,
+        data: bytes, # of a file
+        size: int = 0, # that the sender says it has
+    ):
         "Ask with a picture from outside."
         file = Path(self._folder.name) / f"the uploaded picture {time.monotonic_ns()}.png"
-        read_upload(data).save(file)
+        read_upload(data, size).save(file)
         self.search(upload=str(file), image="")
     def choose(self, rank: int, second=False): # from 1; of the second model's answer?
         "Look closer at a result."

@@ -109,6 +109,7 @@ class Method:
     pos_interpolation: str = "bicubic" # how learnt positions are moved to this img_size: bicubic, or bilinear as published
     prototypes: int = 9 # K of the latent feature alignment; 0 is the IRRA baseline
     lfa_layers: int = 6 # transformer blocks over the prototypes
+    fusion: str = "sum" # how latent features join the global one: sum as published, concat, gate, or latent, which puts them in its place
     itc_loss_weight: float = 5.0 # factor of ITC; the published code has 5 built in
     itc_positives: str = "identity" # identity: all pairs of one person match; pair: as published
     learn_temperature: bool = False # let training move the temperature from where it starts

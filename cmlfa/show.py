@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'safe', 'as_url', 'picture', 'alt', 'card', 'views', 'shown', 'heat_figure', 'why_html', 'prototypes_html',
-           'step', 'moved_html', 'proportions', 'status', 'found']
+           'why_head', 'step', 'moved_html', 'proportions', 'status', 'found']
 
 # %% ../nbs/14f_show.ipynb #3ab0d0ab
 import base64, html, io
@@ -132,6 +132,19 @@ def prototypes_html(
         out.append(f'<figure class="{"chosen" if i == chosen else ""}">{image}<figcaption><b>{i + 1}</b> {safe(", ".join(most))}</figcaption></figure>')
     return f'<div class="protos">{"".join(out)}</div>'
 
+# %% ../nbs/14f_show.ipynb #c1a0f2d2
+def why_head(
+    hit: Hit, # the chosen result
+    why: Why | None, # its explanation; None if it was asked without words
+    ask: Ask, # the question
+) -> str: # HTML
+    "Which result is explained, and whose score is which."
+    note, changed = "", why and why.sentence != ask.text
+    if not why: note = "It was asked with a picture only. Words can be explained; add some."
+    elif ask.image or ask.upload: note = f"{hit.score:.3f} counts the picture and the words together. Explained here are the words alone{', as you changed them' if changed else ''}, which have {why.score:.3f}."
+    elif changed: note = f"Explained here is the sentence as you changed it, which has {why.score:.3f}."
+    return f"<h2>Why result {hit.rank}? Score {hit.score:.3f}</h2>" + (f'<p class="note">{note}</p>' if note else "")
+
 # %% ../nbs/14f_show.ipynb #4d81f18a
 def step(
     move: Move, # an image in two rankings
@@ -177,10 +190,11 @@ def found(
     who: str = "", # which model, where there are two
 ) -> str: # a sentence
     "What a search found, in words."
-    known = [ok for ok in answer.right if ok is not None]
+    n, known = len(answer.hits), [ok for ok in answer.right if ok is not None]
+    if not n: return f"{who}No image meets these conditions." if answer.ask.where else f"{who}There is no other image."
     truth = f", {sum(known)} of them right" if known else ""
     notes = " ".join(answer.hits.notes)
-    return f"{who}{len(answer.hits)} images{truth}, in {answer.ms:.0f} ms. {notes}".strip()
+    return f"{who}{n} image{'s' * (n != 1)}{truth}, in {answer.ms:.0f} ms. {notes}".strip()
 
 # %% ../nbs/14f_show.ipynb #6731f554
 STYLE = """<style>

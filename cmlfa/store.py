@@ -14,7 +14,7 @@ import numpy as np
 from fastcore.basics import patch
 from .synth import UserError
 from .items import Item, Model, Where, known_columns, latest, open_items, read_manifest, same_model, sql, transaction, write_manifest
-from .nearest import approximate, build_index, choose_kind, exact, load_index, save_index, tune
+from .nearest import build_index, choose_kind, load_index, nearest, save_index, tune
 
 # %% ../nbs/13c_store.ipynb #5b0207b1
 @contextmanager
@@ -197,11 +197,7 @@ def search(self: Store,
     with _whole(self.folder), transaction(self.db, "DEFERRED"):
         index = None if all_of_them else self._index() # first, so that it knows no row that comes later
         vectors = self.vectors
-        allowed = self._allowed(len(vectors), where)
-        few = allowed is not None and allowed.sum() < 0.05 * len(vectors) # then a graph or lists would mostly find what doesn't count
-        there = len(vectors) if allowed is None else int(allowed.sum())
-        if index is not None and not few: scores, rows = approximate(index, vectors, queries, k, self.index["effort"], allowed)
-        if index is None or few or rows.shape[1] < min(k, there) or (rows[:, :min(k, there)] < 0).any(): scores, rows = exact(vectors, queries, k, allowed) # also where the lists that were looked at hold fewer
+        scores, rows = nearest(index, vectors, queries, k, self.index["effort"] if index is not None else 0, self._allowed(len(vectors), where))
         get = lambda r: _item(*self.db.execute(f"SELECT {_FACTS} FROM items WHERE row=?", (int(r),)).fetchone())
         return [[(float(s), get(r)) for s, r in zip(*both) if r >= 0] for both in zip(scores, rows)]
 

@@ -256,7 +256,7 @@ def write_synth(
     size: str = "demo", # one of SIZES, or a Size
     layout: str = "CUHK-PEDES", # one of LAYOUTS
     seed: int = 0, # the same seed gives the same bytes
-    workers: int = None, # processes; as many as cores if None (61 at most)
+    workers: int | None = None, # processes; as many as cores if None (61 at most)
     progress: bool = True, # show a bar on a terminal, and say if nothing had to be done
 ) -> Path: # OUT/LAYOUT
     "Draw SynthPEDES and write it in a public layout, all of it or nothing."
@@ -281,7 +281,7 @@ def write_synth(
 # %% ../nbs/00_synth.ipynb #958bd2dd
 @command
 def main(
-    args: list = None, # of the command line; sys.argv if None
+    args: list[str] | None = None, # of the command line; sys.argv if None
 ) -> None:
     "The command `cmlfa_synth`."
     p = argparse.ArgumentParser("cmlfa_synth", description="Draw SynthPEDES: pedestrians with captions, in the layout of a public data set.")

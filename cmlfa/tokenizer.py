@@ -159,7 +159,7 @@ def decode(self: Tokenizer,
 def show_tokens(
     pieces: list, # names of tokens, as `Tokenizer.pieces` gives them
     ax=None, # axes to draw on, new ones if None
-    colours: list = None, # one colour a token; None colours word by word
+    colours: list | None = None, # one colour a token; None colours word by word
     width: int = 84, # characters in a line
 ): # the axes
     "Draw a caption as a strip of tokens."

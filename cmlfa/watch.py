@@ -29,7 +29,7 @@ from .batches import MEAN, STD, Files, normalise
 from .lfa import attend
 from .gather import ranks
 from .model import CMLFA
-from .loop import Callback, Trainer
+from .loop import Callback
 from .checkpoint import as_json
 from .config import Config
 

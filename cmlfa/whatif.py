@@ -156,7 +156,7 @@ def plot_moves(
         colour = "0.6" if m.old == m.new else np.array(FOR if up else AGAINST) / 255
         ends = [min(rank or k + 1, k + 1) for rank in (m.old, m.new)]
         ax.plot(ends, [.66, .34], "-" if up or m.old == m.new else "--", color=colour, lw=1.8, zorder=0)
-        for x, y, rank in zip(ends, (.83, .17), (m.old, m.new)):
+        for x, y in zip(ends, (.83, .17)):
             if x <= k and (im := image(m.item)): ax.add_artist(AnnotationBbox(OffsetImage(np.asarray(im.convert("RGB").resize((48, 96)))), (x, y), frameon=False))
     for x in range(1, k + 1):
         for y, va in ((1.05, "bottom"), (-.05, "top")): ax.text(x, y, x, ha="center", va=va, fontsize=8)

@@ -19,6 +19,7 @@ from cmlfa.model import build_model
 from cmlfa.resnet import image_tower
 from cmlfa.synth import UserError
 from conftest import run
+from forked import Command
 
 
 def their_clip(name, size, layers=None, text_layers=1):
@@ -143,7 +144,7 @@ def test_the_command_refuses_in_one_line(bad, data, tmp_path, choice, said):
 
 def test_without_a_network_the_sentence_says_what_to_put_where(tmp_path):
     code = "from cmlfa.backbones import fetch; from cmlfa.synth import command; command(fetch)(f'http://127.0.0.1:9/{\"0\" * 64}/ViT-B-16.pt', '.')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = run("python", "-c", code, cwd=tmp_path)
     assert done.returncode == 2 and "another machine and put it at ViT-B-16.pt" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
@@ -157,7 +158,7 @@ def test_two_processes_fetch_one_file_once(tmp_path):
     try:
         port = server.stdout.readline().split("port ")[1].split()[0]
         code = f"from cmlfa.backbones import fetch; print(fetch('http://127.0.0.1:{port}/{sha}/a.pt', 'cache'))"
-        both = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+        both = [Command("python", "-c", code, cwd=tmp_path) for _ in range(2)]
         for p in both:
             out, err = p.communicate(timeout=300)
             assert p.returncode == 0 and "a.pt" in out, err

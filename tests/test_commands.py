@@ -2,11 +2,11 @@
 import json
 import re
 import signal
-import subprocess
 import time
 
 import pytest
-from conftest import BIN, PUBLISHED, TINY, run
+from conftest import PUBLISHED, TINY, run
+from forked import Command
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_a_finished_run_is_not_overwritten_and_can_be_continued(published, data)
 
 def start(work, data, *more):
     "A training that takes a while, and a wait until its first epoch is on disk."
-    p = subprocess.Popen([BIN / "cmlfa_train", *PUBLISHED.format(data).split(), *TINY, *more], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = Command("cmlfa_train", *PUBLISHED.format(data).split(), *TINY, *more, cwd=work)
     last = work / "logs/cmlfa/last.safetensors"
     deadline = time.time() + 120
     while not last.exists() and p.poll() is None and time.time() < deadline: time.sleep(0.1)

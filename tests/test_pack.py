@@ -6,7 +6,8 @@ import sys
 import time
 
 import pytest
-from conftest import BIN, PUBLISHED, TINY, run
+from conftest import PUBLISHED, TINY, run
+from forked import Command
 
 PACK = "import sys, cmlfa.pack as p; p.BLOCK = 4; p.main(sys.argv[1:])" # small blocks: more moments to be killed in
 SIZE = ["--img_size", "192", "96", "--workers", "1"]
@@ -18,14 +19,14 @@ def contents(folder):
 
 
 def test_a_killed_packing_goes_on(copy, tmp_path):
-    command, folder, rng = [sys.executable, "-c", PACK, str(copy), *SIZE], copy / "CUHK-PEDES/packed", random.Random(0)
-    subprocess.run(command, check=True, capture_output=True)
+    command, folder, rng = ["python", "-c", PACK, copy, *SIZE], copy / "CUHK-PEDES/packed", random.Random(0)
+    run(*command, cwd=tmp_path, check=True)
     whole = contents(folder / "192x96")
     for f in (folder / "192x96").iterdir(): f.unlink()
     (folder / "192x96").rmdir()
     killed, seen = 0, []
     for _ in range(8):
-        p = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        p = Command(*command, cwd=tmp_path)
         before, limit = len(seen), time.time() + 60
         while p.poll() is None and time.time() < limit: # kill it once it has done a few blocks more
             done = folder / ".192x96.part/done"
@@ -35,8 +36,7 @@ def test_a_killed_packing_goes_on(copy, tmp_path):
         p.wait()
         if (folder / "192x96").exists(): break
     assert killed >= 2, "nothing was killed"
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run(*command, cwd=tmp_path, check=True)
     assert contents(folder / "192x96") == whole
     assert [f.name for f in folder.iterdir()] == ["192x96"]
 
@@ -49,16 +49,15 @@ def test_a_full_disk_is_said_and_packing_goes_on(copy, tmp_path):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=True)
     try:
         for workers in ("1", "2"):
-            done = subprocess.run([sys.executable, "-c", roomy + PACK, str(copy), *SIZE[:-1], workers], capture_output=True, text=True)
+            done = run("python", "-c", roomy + PACK, copy, *SIZE[:-1], workers, cwd=tmp_path)
             assert done.returncode == 2 and "No space left on device" in done.stderr and "the same command goes on" in done.stderr, done.stderr
         blocks = (folder / ".192x96.part/done").read_text().split()
         assert blocks and not (folder / "192x96").exists()
         subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
-        done = subprocess.run([sys.executable, "-c", PACK, str(copy), *SIZE], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        run("python", "-c", PACK, copy, *SIZE, cwd=tmp_path, check=True)
         on_mount = contents(folder / "192x96")
     finally: subprocess.run(["umount", folder], check=True)
-    subprocess.run([sys.executable, "-c", PACK, str(copy), *SIZE], check=True, capture_output=True)
+    run("python", "-c", PACK, copy, *SIZE, cwd=tmp_path, check=True)
     assert contents(folder / "192x96") == on_mount
 
 

@@ -27,7 +27,7 @@ def runs(data, tmp_path_factory):
 
 def test_several_models_in_one_table(runs):
     done = run("cmlfa_test", "seed1", "seed2", "other", cwd=runs, check=True)
-    rows = [l for l in done.stdout.splitlines() if l.startswith("| seed") or l.startswith("| other")]
+    rows = [l for l in done.stdout.splitlines() if l.startswith(("| seed", "| other"))]
     assert len(rows) == 4 and "2 seeds" in rows[0] and "±" in rows[0] and " to " in rows[1]
     assert "other: the epoch was chosen on the split that is searched here" in done.stdout
     result = json.loads((runs / "results/metrics.json").read_text())

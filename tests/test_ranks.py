@@ -31,7 +31,7 @@ def history(work, name):
 def pair(data, tmp_path_factory):
     "The same training by one process, by two with half of the batch each, in pieces of three pairs, and by two that share out the weights."
     work = tmp_path_factory.mktemp("ranks")
-    one = run("cmlfa_train", *SHORT, "--root_dir", data, "--name", "one", "--batch_size", 16, cwd=work, check=True, env=ALONE)
+    one = run("cmlfa_train", *SHORT, "--root_dir", data, "--name", "one", "--batch_size", 16, cwd=work, check=True)
     two = run("torchrun", *LAUNCH, *SHORT, "--root_dir", data, "--name", "two", "--batch_size", 8, "--cache_chunk", 3, cwd=work, check=True, env=ALONE)
     run("torchrun", *LAUNCH, *SHORT, "--root_dir", data, "--name", "shared", "--batch_size", 8, "--fsdp", "--num_epoch", 1, cwd=work, check=True, env=ALONE)
     return work, one, two
@@ -59,7 +59,7 @@ def test_one_process_writes_for_all(pair):
 
 def test_one_process_goes_on_where_two_had_shared_out_the_weights(pair, data):
     work, *_ = pair
-    more = run("cmlfa_train", *SHORT, "--root_dir", data, "--name", "shared", "--batch_size", 8, "--resume", cwd=work, check=True, env=ALONE)
+    more = run("cmlfa_train", *SHORT, "--root_dir", data, "--name", "shared", "--batch_size", 8, "--resume", cwd=work, check=True)
     assert "at epoch 1, batch 0, step 12" in more.stdout and "epoch 2/2" in more.stdout, more.stdout
     assert [r["step"] for r in history(work, "shared")[0]] == list(range(12 + 24)) # 12 steps an epoch by two, 24 by one
     events = EventAccumulator(str(work / "logs/shared/tensorboard")).Reload().Scalars("loss/loss")

@@ -4,14 +4,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import BIN, run
+from forked import ENTRIES, Command
 
 from cmlfa.clip import ARCHS
 from cmlfa.index import index
@@ -54,10 +53,17 @@ def same(a, b):
     return a.keys() == b.keys() and all(np.abs(a[p] - b[p]).max() < 2e-3 for p in a)
 
 
-def kill_while_writing(command, files, limit=300, **kw):
+def starts(command):
+    "In a session of its own, so that all of it can be killed."
+    name, *args = command
+    if name in ENTRIES: return Command(name, *args, cwd=".", session=True)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def kill_while_writing(command, files, limit=300):
     "Start a command and kill it with all its children once one of the files has grown, or the seconds are over; whether it was killed because a file grew."
     size = lambda: sum(f.stat().st_size for f in files() if f.exists())
-    before, p, end, grown = size(), subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, **kw), time.time() + limit, False
+    before, p, end, grown = size(), starts(command), time.time() + limit, False
     while p.poll() is None and not grown and time.time() < end:
         time.sleep(.002)
         grown = size() > before
@@ -68,7 +74,7 @@ def kill_while_writing(command, files, limit=300, **kw):
 
 
 def test_a_mixed_folder_is_indexed_killed_resumed_and_searched(photos, model, tmp_path):
-    store, command = tmp_path / "store", [BIN / "cmlfa_index", photos, "--store", tmp_path / "store", "--model", model, "--batch_size", "4", "--num_workers", "0"]
+    store, command = tmp_path / "store", ["cmlfa_index", photos, "--store", tmp_path / "store", "--model", model, "--batch_size", "4", "--num_workers", "0"]
     killed = [kill_while_writing(command, lambda: [store / "vectors.f16"]) for _ in range(2)]
     assert all(killed)
     with Store(store) as s: assert 4 <= len(s) < 60 # it opens, and knows what it had finished

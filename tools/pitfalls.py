@@ -1,0 +1,213 @@
+"""Small trainings that carry one bad habit each, for notebook 16_pitfalls: into benchmarks/pitfalls.json
+
+    python tools/pitfalls.py               what there is and what is missing
+    python tools/pitfalls.py leak          prototypes whose attention runs across the batch, or stays within the sample; tested in several orders and batches
+    python tools/pitfalls.py masks         captions with holes, or whole ones, in the loss that compares images and captions
+    python tools/pitfalls.py --all         both
+
+Drawn people, ITC alone, everything in memory. `leak` puts fresh prototypes on the bundled model's encoders, which stay as they are: so the encoders have to
+run only once, and the level is that of a trained model. `masks` trains a smaller model from nothing. Every training is measured on val and on test after
+each epoch, and nothing is chosen by that: the notebook chooses, in several ways, and compares. What stands in the file is not trained again.
+"""
+import json
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from seeds import machine
+from torch import nn
+
+from cmlfa.batches import Files, IdentityBatches, RandomBatches, normalise
+from cmlfa.clip import ARCHS, end_positions, text_mask, trim
+from cmlfa.data import Split, read_splits
+from cmlfa.lfa import LFA, attend
+from cmlfa.losses import itc_loss
+from cmlfa.masking import mask_tokens
+from cmlfa.measures import Scores, per_query
+from cmlfa.model import CMLFA
+from cmlfa.schedule import lr_scale, make_optimizer
+from cmlfa.sff import fuse
+from cmlfa.synth import Size, write_synth
+
+OUT, PEOPLE, DRAWN = Path("benchmarks/pitfalls.json"), Size(400, 200, 200, 4, 96, 48), 16 # the seed that people are drawn with: not those that the bundled model knows
+BATCH, SEEDS, SIZES, SHUFFLES = 64, (1, 2, 3), (1, 2, 4, 8, 16, 64, 512), 3 # SIZES: of the batches that a test is embedded in
+HEAD = dict(epochs=10, rate=1e-3, warmup=.5)
+SMALL = dict(epochs=12, rate=3e-3, warmup=1., people=240)
+ARCH = replace(ARCHS["tiny"], image_size=(48, 24), width=64, heads=2, layers=2, dim=64, text_width=64, text_heads=2, text_layers=1)
+LEAK = {"within": (False, "random"), "across": (True, "random"), "across, identity sampler": (True, "identity")} # across the batch?, sampler
+MASKS = {"whole": False, "masked": True}
+STUDIES = {"leak": LEAK, "masks": MASKS}
+
+
+class Across(LFA):
+    "LFA with the published order of the axes: an answer hears the same answer of all other samples of the batch."
+    def forward(self, tokens, mask=None):
+        z = attend(self.prototypes, tokens, mask) @ tokens
+        z = (z + self.feed(z)).transpose(0, 1) # K x B x D, and the blocks take the first axis for the samples
+        for block in self.blocks: z = block(z)
+        return z.transpose(0, 1)
+
+
+class Words(nn.Module):
+    "An embedding of the words that occur; all others share one row. The full table would take most of the time of so small a training."
+    def __init__(self, ids: torch.Tensor, vocab: int, width: int):
+        super().__init__()
+        known = ids.unique()
+        self.row = torch.zeros(vocab, dtype=torch.long)
+        self.row[known] = torch.arange(1, len(known) + 1)
+        self.table = nn.Embedding(len(known) + 1, width)
+        nn.init.normal_(self.table.weight, std=0.5)
+
+    def forward(self, ids): return self.table(self.row[ids])
+
+
+class Side:
+    "Images or captions after their encoder: the global feature, the tokens, which of them count."
+    def __init__(self, whole, parts, mask=None): self.whole, self.parts, self.mask = whole, parts, mask
+
+    def fused(self, lfa: LFA, i) -> torch.Tensor: # of some of them, together in one batch
+        return fuse(self.whole[i], lfa(self.parts[i], None if self.mask is None else self.mask[i]))
+
+    @torch.no_grad()
+    def embed(self, lfa: LFA, order: torch.Tensor, batch: int) -> torch.Tensor: # unit vectors, in the stored order
+        out = torch.empty_like(self.whole)
+        for i in order.split(batch): out[i] = self.fused(lfa, i)
+        return F.normalize(out, dim=-1)
+
+
+@torch.no_grad()
+def encoded(model: CMLFA, split: Split) -> tuple[Side, Side]: # captions, images
+    "A split, after encoders that do not change any more."
+    ids = trim(model.tokenizer(split.captions, truncate=True))
+    words = torch.cat([model.text_encoder(x) for x in ids.split(64)])
+    patches = torch.cat([model.image_encoder(normalise(x)) for x in pixels(split, model.arch.image_size).split(64)])
+    return Side(words[torch.arange(len(ids)), end_positions(ids)], words, text_mask(ids)), Side(patches[:, 0], patches[:, 1:])
+
+
+def pixels(split: Split, size: tuple[int, int]) -> torch.Tensor:
+    "All images of a split, as bytes."
+    return Files(split.paths, size).__getitems__(range(len(split.paths)))
+
+
+def hits(split: Split, texts: torch.Tensor, images: torch.Tensor) -> torch.Tensor: # for each caption: 1 where the image that comes first is right
+    return per_query(Scores(texts, images), split.caption_identities, split.identities)["R1"]
+
+
+def percent(found: torch.Tensor) -> float: return round(100 * found.mean().item(), 2)
+
+
+def by_person(split: Split, found: torch.Tensor) -> str: # a digit a person: how many of the eight captions found somebody right
+    return "".join(str(round(found[split.caption_identities == p].sum().item())) for p in split.identities.unique())
+
+
+def optimiser(groups, settings: dict):
+    "Adam, and a function that sets the rate for a moment of the training."
+    adam = make_optimizer(groups)
+    base = [g["lr"] for g in adam.param_groups]
+    def at(epoch):
+        for g, rate in zip(adam.param_groups, base): g["lr"] = rate * lr_scale(epoch, settings["epochs"], warmup=settings["warmup"])
+    return adam, at
+
+
+def move(adam, loss) -> float:
+    adam.zero_grad()
+    loss.backward()
+    adam.step()
+    return loss.item()
+
+
+def batches_of(split: Split, sampler: str, seed: int):
+    return RandomBatches(len(split.captions), BATCH, seed) if sampler == "random" else IdentityBatches(split.labels, BATCH, 4, seed)
+
+
+def orders(lfa: LFA, split: Split, sides: tuple[Side, Side]) -> dict: # Rank-1 by batch size
+    "The same weights and the same test, embedded in other company."
+    def rank1(batch, shuffle=None):
+        dice = None if shuffle is None else torch.Generator().manual_seed(shuffle)
+        return percent(hits(split, *(s.embed(lfa, torch.arange(len(s.whole)) if dice is None else torch.randperm(len(s.whole), generator=dice), batch) for s in sides)))
+    return dict(stored={n: rank1(n) for n in SIZES}, shuffled={n: round(sum(rank1(n, s) for s in range(SHUFFLES)) / SHUFFLES, 2) for n in SIZES[1:]})
+
+
+def train_head(splits: dict[str, Split], sides: dict, seed: int, across: bool, sampler: str) -> dict:
+    "Prototypes on encoders that stay as they are."
+    start, split, (texts, images) = time.process_time(), splits["train"], sides["train"]
+    torch.manual_seed(seed)
+    lfa = (Across if across else LFA)(texts.whole.shape[1], prototypes=4, layers=2, heads=4)
+    (adam, at), batches, epochs = optimiser([dict(params=list(lfa.parameters()), lr=HEAD["rate"])], HEAD), batches_of(split, sampler, seed), []
+    for batches.epoch in range(HEAD["epochs"]):
+        lfa.train()
+        losses = []
+        for step, pick in enumerate(batches):
+            at(batches.epoch + step / len(batches))
+            i = torch.tensor(pick)
+            losses.append(move(adam, itc_loss(images.fused(lfa, split.owner[i]), texts.fused(lfa, i), split.labels[i])))
+        lfa.eval()
+        found = {s: hits(splits[s], *(x.embed(lfa, torch.arange(len(x.whole)), 512) for x in sides[s])) for s in ("val", "test")}
+        epochs.append(dict(loss=round(sum(losses) / len(losses), 3), val=percent(found["val"]), test=percent(found["test"]), people=by_person(splits["test"], found["test"])))
+    return dict(seed=seed, cpu_seconds=round(time.process_time() - start), epochs=epochs, orders=orders(lfa, splits["test"], sides["test"]))
+
+
+def train_small(splits: dict[str, Split], seed: int, masked: bool) -> dict:
+    "A small model from nothing; with holes in the captions of the training, or without."
+    start, split = time.process_time(), splits["train"]
+    torch.manual_seed(seed)
+    model = CMLFA(ARCH, losses="itc", prototypes=0)
+    ids, images = {s: trim(model.tokenizer(x.captions)) for s, x in splits.items()}, {s: pixels(x, ARCH.image_size) for s, x in splits.items()}
+    model.text_encoder.token_embedding = Words(torch.cat([x.flatten() for x in ids.values()]), ARCH.vocab, ARCH.text_width)
+    (adam, at), batches, dice, epochs = optimiser(model.param_groups(SMALL["rate"], lr_factor=1.), SMALL), batches_of(split, "random", seed), torch.Generator().manual_seed(seed), []
+    for batches.epoch in range(SMALL["epochs"]):
+        model.train()
+        losses = []
+        for step, pick in enumerate(batches):
+            at(batches.epoch + step / len(batches))
+            said = trim(ids["train"][pick])
+            if masked: said = mask_tokens(said, dice)[0]
+            losses.append(move(adam, model(dict(images=normalise(images["train"][split.owner[pick]]), ids=said, labels=split.labels[pick]))["itc"]))
+        model.eval()
+        found = {s: hits(splits[s], model.encode_text(ids[s]), model.encode_image(normalise(images[s]))) for s in ("val", "test")}
+        epochs.append(dict(loss=round(sum(losses) / len(losses), 3), val=percent(found["val"]), test=percent(found["test"]), people=by_person(splits["test"], found["test"])))
+    return dict(seed=seed, cpu_seconds=round(time.process_time() - start), epochs=epochs)
+
+
+def runs_of(study: str, wanted: list[tuple[str, int]], folder: str):
+    "The trainings of a study, one after another."
+    if study == "masks":
+        write_synth(folder, replace(PEOPLE, train=SMALL["people"]), seed=DRAWN, workers=1, progress=False)
+        splits = read_splits(folder, "CUHK-PEDES")
+        for name, seed in wanted: yield name, train_small(splits, seed, MASKS[name])
+    else:
+        write_synth(folder, PEOPLE, seed=DRAWN, workers=1, progress=False)
+        splits, model = read_splits(folder, "CUHK-PEDES"), CMLFA.from_pretrained("synth-small").eval()
+        sides = {s: encoded(model, x) for s, x in splits.items()}
+        for name, seed in wanted: yield name, train_head(splits, sides, seed, *LEAK[name])
+
+
+def main(names: list[str]):
+    record = json.loads(OUT.read_text()) if OUT.exists() else dict(
+        command="python tools/pitfalls.py --all", date=str(date.today()), machine=machine() + ", one thread", versions=f"torch {version('torch')}", seeds=SEEDS,
+        people=dict(val=PEOPLE.val, test=PEOPLE.test), batch_size=BATCH, chance=round(100 / PEOPLE.test, 2),
+        leak=dict(people=PEOPLE.train, **HEAD, rows={n: [] for n in LEAK}), masks=dict(SMALL, rows={n: [] for n in MASKS}))
+    for study in names:
+        rows = record[study]["rows"]
+        wanted = [(name, seed) for seed in SEEDS for name in STUDIES[study] if seed not in {r["seed"] for r in rows[name]}]
+        if not wanted: continue
+        with tempfile.TemporaryDirectory() as folder:
+            for name, run in runs_of(study, wanted, folder):
+                rows[name] = sorted([*rows[name], run], key=lambda r: r["seed"])
+                OUT.write_text(json.dumps(record, indent=1) + "\n")
+                print(f"{name}, seed {run['seed']}: Rank-1 on test {[e['test'] for e in run['epochs']]}, {run['cpu_seconds']} s", run.get("orders", ""), flush=True)
+    for study in STUDIES:
+        for name, runs in record[study]["rows"].items(): print(f"{study}: {name:26s}" + "".join(f"{r['epochs'][-1]['test']:8.2f}" for r in runs) + "       -" * (len(SEEDS) - len(runs)))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    asked = sys.argv[1:]
+    if wrong := [a for a in asked if a not in (*STUDIES, "--all")]: sys.exit(f"{wrong[0]!r} is no study; choose from {', '.join(STUDIES)}, or --all.")
+    main(list(STUDIES) if "--all" in asked else asked)
