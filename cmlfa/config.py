@@ -128,7 +128,7 @@ def _coerce(name, value, kind):
         with suppress(ValueError, OverflowError): value = float(value)
     if type(value) is not kind: raise UserError(f"{name}: {_short(value)} must be {dict(int='a whole number', float='a number', str='text', bool='true or false')[kind.__name__]}.")
     if kind is int and abs(value) >= 2**63: raise UserError(f"{name}: {_short(value)} must be a whole number below 2**63.")
-    if kind is str and not value.isprintable(): raise UserError(f"{name}: {_short(value)} must be text without control characters.")
+    if kind is str and not (value.isprintable() and len(value) <= 1000): raise UserError(f"{name}: {_short(value)} must be text of at most 1,000 characters, none of them a control character.")
     return value
 
 # %% ../nbs/10_config.ipynb #0e20a272

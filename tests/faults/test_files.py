@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cmlfa.clip import ARCHS
 from cmlfa.config import load_config
 from cmlfa.model import CMLFA
 from cmlfa.port import main as convert

@@ -1,6 +1,5 @@
 """Disks that are full, folders that may not be written, two runs in one place, clocks that go back, names that are odd: what is promised for each, tried."""
 import json
-import multiprocessing
 import os
 import resource
 import shutil
@@ -8,7 +7,6 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import soak
@@ -82,7 +80,7 @@ def test_a_disk_that_fills_up_while_people_are_drawn(data, tmp_path):
 
 def test_a_disk_that_fills_up_while_a_store_is_written(data, model, tmp_path):
     photos = data / "CUHK-PEDES/imgs"
-    with little_room(tmp_path / "disk", 400_000, 30_000) as make_room:
+    with little_room(tmp_path / "disk", 400_000, 300_000) as make_room:
         with pytest.raises(UserError, match=f"({FULL}).*") as e: index(photos, tmp_path / "disk/store", model, batch_size=4)
         assert "\n" not in str(e.value)
         make_room()
