@@ -20,7 +20,7 @@ def train_as(rank, port, patience, argv, folder):
     soak.train(argv, folder)
 
 
-@pytest.mark.parametrize("number, patience", [(signal.SIGKILL, 600), (signal.SIGSTOP, 15)], ids=["killed", "hung"])
+@pytest.mark.parametrize("number, patience", [(signal.SIGKILL, 600), (signal.SIGSTOP, 20)], ids=["killed", "hung"])
 def test_a_process_that_is_lost_ends_the_training_and_the_run_goes_on(number, patience, data, tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
