@@ -5,10 +5,10 @@ READY := .venv/.ready
 export PYTHONWARNINGS ?= ignore
 export TOKENIZERS_PARALLELISM ?= false
 .DELETE_ON_ERROR:
-.PHONY: help soak demo test versions check notebooks tests docs lab explore browser
+.PHONY: help soak demo test versions types audit fuzz test-oldest check notebooks tests docs lab explore browser
 
 help: ## what there is to make
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(READY): settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or later is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
@@ -31,6 +31,23 @@ versions: $(READY) # of what the tests run on
 check: $(READY) ## the package and the README are what the notebooks say; ruff
 	$(BIN)/python tools/check.py
 	$(BIN)/ruff check
+
+types: $(READY) ## mypy over the modules that are typed throughout; minutes the first time
+	$(BIN)/mypy
+
+audit: $(READY) ## known holes in what is installed; needs a network
+	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --skip-editable
+
+fuzz: $(READY) ## look for inputs that break the readers, ten minutes each; make fuzz ARGS='config --seconds 60'
+	$(BIN)/pip install --quiet --disable-pip-version-check atheris
+	$(BIN)/python tools/fuzz.py $(ARGS)
+
+test-oldest: ## the oldest versions that settings.ini allows, in .venv-oldest; about 6 GB more
+	$(PYTHON) -m venv .venv-oldest
+	$(PYTHON) tools/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e . pytest hypothesis
+	.venv-oldest/bin/python -m pytest -q tests/test_properties.py tests/test_hostile.py tests/test_commands.py tests/test_search.py -k "not milvus and not processes"
 
 notebooks: $(READY) ## run every notebook
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing # two processes of two threads each would wait for each other

@@ -59,7 +59,7 @@ def save_run(
     "Write last.safetensors: everything that is needed to go on."
     t.read()
     if not (t.main or t.sharded): return
-    model, memory = t.plain(), optimizer_tensors(t.optimizer)
+    model, memory = t.seen or t.plain(), optimizer_tensors(t.optimizer) # an evaluation has just put it together
     if not t.main: return
     tensors, numbers = random_state()
     scaler = t.accelerator.scaler.state_dict() if t.accelerator.scaler else None

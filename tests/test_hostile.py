@@ -2,6 +2,7 @@
 import copy
 import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,6 +22,7 @@ from cmlfa.tokenizer import Tokenizer
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("fixed")
 
+ROOT = Path(__file__).resolve().parent.parent
 text = st.text(max_size=20) | st.text(st.characters(), max_size=5) | st.sampled_from(["", " ", ".", "..", "/", "a.jpg/", "./0.jpg", "0.jpg\0", "\ud800", "C:\\a", "a" * 300, "train", "<b>", "\x1b[2J", "null"])
 value = st.recursive(st.none() | st.booleans() | st.integers() | st.sampled_from([2**63, -2**63, 10**400, 10**4000, float("nan"), float("inf")]) | st.floats() | text, lambda v: st.lists(v, max_size=3) | st.dictionaries(text, v, max_size=3), max_leaves=6)
 
@@ -141,3 +143,10 @@ def test_any_bytes_are_a_configuration_or_one_sentence(tmp_path_factory, raw):
     file.write_bytes(raw)
     try: load_config(file)
     except UserError as e: assert re.search(r"any\.yaml: ", sentence(e))
+
+
+@pytest.mark.parametrize("seed", sorted((ROOT / "tests/fuzz").glob("*/*")), ids=lambda f: f"{f.parent.name}-{f.name}")
+def test_what_was_found_once_stays_mended(seed, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    from fuzz import once
+    once(seed.parent.name, seed.read_bytes())

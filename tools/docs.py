@@ -5,6 +5,7 @@ import inspect
 import re
 import shutil
 import sys
+from dataclasses import is_dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -109,18 +110,18 @@ def kind(x):
 
 def parameters(f):
     "The table of a function's parameters, from the comments beside them."
-    rows = []
+    rows, above = [], {n: said for base in reversed(getattr(f, "__mro__", ())) if is_dataclass(base) for n, said in docments(base).items() if said} # fields that a dataclass inherits
     for name, d in docments(f, full=True).items():
-        if name in ("self", "cls") or name == "return" and not d.docment: continue
+        if name == "self" or name == "return" and not d.docment: continue
         default = "" if d.default is empty or name == "return" else f"`{cell(d.default if len(repr(d.default)) < 60 else '…') !r}`" if isinstance(d.default, str) else f"`{cell(getattr(d.default, '__name__', repr(d.default)))}`"
         given = "" if d.anno is empty or d.anno is None else f"`{cell(kind(d.anno))}`"
-        rows.append(f"| {'*returns*' if name == 'return' else f'`{name}`'} | {given} | {default} | {cell(d.docment or '')} |")
+        rows.append(f"| {'*returns*' if name == 'return' else f'`{name}`'} | {given} | {default} | {cell(d.docment or above.get(name, ''))} |")
     return "\n".join(["| parameter | type | default | meaning |", "|---|---|---|---|", *rows]) if rows else ""
 
 
 def signature(f):
     "Names and short defaults; the table says the rest."
-    try: given = [p for p in inspect.signature(f).parameters.values() if p.name not in ("self", "cls")]
+    try: given = [p for p in inspect.signature(f).parameters.values() if p.name != "self"]
     except (TypeError, ValueError): return ""
     short = lambda p: "=" + repr(p.default) if p.default is not empty and len(repr(p.default)) < 20 and "<" not in repr(p.default) else "=…" if p.default is not empty else ""
     return ", ".join(("*" if p.kind == p.VAR_POSITIONAL else "**" if p.kind == p.VAR_KEYWORD else "") + p.name + short(p) for p in given)
