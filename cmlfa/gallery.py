@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from random import Random
 from filelock import FileLock
-from .synth import LAYOUTS, SPLITS, Size, UserError, write_synth
+from .synth import SPLITS, Size, UserError, write_synth
 from .data import locate, read_photos
 from .model import CMLFA
 from .items import Item
