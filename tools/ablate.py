@@ -23,7 +23,7 @@ from datetime import date
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import torch
 from seeds import machine
@@ -56,9 +56,11 @@ LADDER = {
 }
 LEFT_OUT = {f"without {name}": dict(loss_names="+".join(n for n in ("itc", "sdm", "id", "mlm") if n != name)) for name in ("itc", "id", "sdm", "mlm")}
 VARIED = {f"K{k}": dict(prototypes=k) for k in (1, 3, 6, 16)} | {f"L{n}": dict(lfa_layers=n) for n in (0, 1, 6)} \
-    | {f: dict(fusion=f) for f in ("concat", "gate")} | {f"flip-{f}": dict(img_aug=True, flip=f, pad=2) for f in ("swap", "skip", "blind")} | {"itc-weight-1": dict(itc_loss_weight=1.), "usual-start": {}}
+    | {f: dict(fusion=f) for f in ("concat", "gate")} | {f"flip-{f}": dict(img_aug=True, flip=f, pad=2) for f in ("swap", "skip", "blind")} | {"itc-weight-1": dict(itc_loss_weight=1.), "slow": dict(lr_factor=.25), "usual-start": {}}
+ALONE = {"itc+sff": {}, "itc+sff L0": dict(lfa_layers=0), "itc+sff K1": dict(prototypes=1), "itc+sff slow": dict(lr_factor=.25), "itc+sff usual-start": {}}
+ALONE = {name: dict(loss_names="itc") | changes for name, changes in ALONE.items()} # the prototypes with no loss but the first
 TIMED = {f"{name}@time": changes for name, changes in LADDER.items() if name not in ("irra", "lfa", "cmlfa")} # these cost about as much as CMLFA; the epochs of the others come from measured times
-ROWS = LADDER | LEFT_OUT | TIMED | VARIED
+ROWS = LADDER | ALONE | LEFT_OUT | TIMED | VARIED
 
 
 def usual_start(lfa):
@@ -68,7 +70,7 @@ def usual_start(lfa):
 
 def wanted() -> list[tuple[str, int]]: # row, seed
     "Everything, the most telling first."
-    first = [(row, seed) for group in (LADDER, LEFT_OUT, TIMED) for seed in SEEDS for row in group]
+    first = [(row, seed) for group in (LADDER, ALONE, LEFT_OUT, TIMED) for seed in SEEDS for row in group]
     return first + [(row, seed) for seed in SEEDS for row in VARIED]
 
 
@@ -153,7 +155,7 @@ def trainer_of(row: str, seed: int, changes: dict) -> Trainer:
     "Where this row's training stands."
     cfg = config_of(row, seed, changes)
     trainer, _ = make_trainer(cfg, progress=False)
-    if row == "usual-start" and not trainer.step: usual_start(trainer.model.lfa)
+    if row.endswith("usual-start") and not trainer.step: usual_start(trainer.model.lfa)
     kept = [c for c in trainer.callbacks if not isinstance(c, (TensorBoard, Trackers))]
     trainer.callbacks = [Curve(cfg, trainer.folder), *kept] # first, so that its clock stops before val is searched
     return trainer
@@ -166,9 +168,11 @@ def measure(row: str, seed: int, changes: dict) -> dict:
     val, curve, n = History(trainer.folder / "history.jsonl").rows(), History(trainer.folder / "curve.jsonl").rows(), trainer.cfg.num_epoch
     epochs = [dict(cpu=round(sum(r["cpu"] for r in curve if r["epoch"] == e), 2), val=next(short(r) for r in val if "t2i" in r and r["epoch"] == e),
                    test=next(r["test"] for r in curve if "test" in r and r["epoch"] == e)) for e in range(n)]
+    steps = [r for r in val if "loss" in r]
+    losses = {name: [round(fmean(r[name] for r in steps[k:k + 10]), 3) for k in range(0, len(steps), 10)] for name in trainer.cfg.losses}
     best = max(range(n), key=lambda e: (epochs[e]["val"]["t2i"]["R1"], -e))
     return dict(row=row, seed=seed, changes=changes, scale=SCALE, pairs=trainer.step * BATCH, parameters=sum(p.numel() for p in trainer.model.parameters()),
-        epoch=best + 1, test=epochs[best]["test"], epochs=epochs) | where()
+        epoch=best + 1, test=epochs[best]["test"], epochs=epochs, losses=losses) | where()
 
 
 def overview() -> str:

@@ -31,6 +31,7 @@ def title(name):
     return lines[0].removeprefix("# "), next((line.removeprefix("> ") for line in lines if line.startswith("> ")), "")
 
 
+@cache
 def parts():
     "Part -> its notebooks, in the order of learning, as the map's table has them."
     table = next(o.data["text/markdown"] for c in read("20_map") if c.cell_type == "code" for o in c.outputs if "text/markdown" in o.get("data", {}))

@@ -74,7 +74,7 @@ def fuzz(name: str, seconds: int) -> dict:
     with tempfile.TemporaryDirectory() as corpus:
         for i, data in enumerate(FIRST[name]): (Path(corpus) / str(i)).write_bytes(data)
         done = subprocess.run([sys.executable, __file__, name, "--seconds", str(seconds), "--corpus", corpus], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-        if "number_of_executed_units" not in done.stdout: sys.exit(done.stdout[-3000:])
+        if "number_of_executed_units" not in done.stdout: raise RuntimeError(done.stdout[-3000:])
         stat = lambda words: int(re.search(rf"stat::{words}:\s*(\d+)", done.stdout)[1])
         found = sorted(f.name for f in set((KEPT / name).glob("*")) - before)
         return dict(target=name, seconds=seconds, tried=stat("number_of_executed_units"), kept=len(list(Path(corpus).iterdir())), found=found)

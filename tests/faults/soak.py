@@ -459,12 +459,24 @@ def explorer_load(seconds: float, work: Path) -> dict:
                 memory_mb=[round(m) for m in memory[::max(1, len(memory) // 40)]], memory_drift=round(drift(memory), 4))
 
 
+# Inputs from strangers
+
+def fuzzing(seconds: float, work: Path) -> dict:
+    "annotations, words and configurations that a coverage-guided fuzzer makes up, so long for each; lost: neither an answer nor a sentence"
+    sys.path.append(str(ROOT / "tools"))
+    from fuzz import TARGETS, fuzz
+    reports = [fuzz(name, int(seconds)) for name in TARGETS]
+    tried, found = sum(r["tried"] for r in reports), [f"{r['target']}/{name}" for r in reports for name in r["found"]]
+    return dict(tried=tried, survived=tried - len(found), lost=len(found), wrong=found[:5])
+
+
 # All of it
 
 PARTS = { # name: (what, at full scale, at --quick)
     "kill drawing": (kill_drawing, 20, 2), "kill packing": (kill_packing, 20, 2), "kill training": (kill_training, 20, 2), "kill checkpoints": (kill_checkpoints, 20, 2),
     "kill indexing": (kill_indexing, 20, 2), "kill storing": (kill_storing, 20, 2),
     "store load": (store_load, 300, 5), "long run": (long_run, 200, 8), "explorer load": (explorer_load, 300, 10),
+    "fuzzing": (fuzzing, 600, 10),
 }
 
 

@@ -13,7 +13,7 @@ TEXT = (HERE / "README.md").read_text(encoding="utf-8")
 ROWS = [[c.strip() for c in line.strip("|").split("|")] for line in TEXT.split("<!-- soak -->")[0].splitlines() if line.startswith("| ") and not line.startswith("| fault |")]
 
 
-def tests_in(file):
+def functions_in(file):
     "Names of the test functions in a file."
     return {n.name for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(n, ast.FunctionDef) and n.name.startswith("test_")}
 
@@ -24,7 +24,7 @@ def test_what_a_row_names_is_there(row):
     named = re.findall(r"`([^`]+)`", row[2])
     assert named
     for name in named:
-        if "::" in name: assert name.split("::")[1] in tests_in(ROOT / name.split("::")[0]), name
+        if "::" in name: assert name.split("::")[1] in functions_in(ROOT / name.split("::")[0]), name
         elif name.startswith("soak: "): assert name.removeprefix("soak: ") in soak.PARTS and "`make soak`" in row[3], name
         else:
             file, words = name.split(": ", 1)
@@ -33,7 +33,7 @@ def test_what_a_row_names_is_there(row):
 
 
 def test_every_fault_test_and_every_long_trial_is_named():
-    there = {f"tests/faults/{f.name}::{t}" for f in HERE.glob("test_*.py") if f.name != Path(__file__).name for t in tests_in(f)}
+    there = {f"tests/faults/{f.name}::{t}" for f in HERE.glob("test_*.py") if f.name != Path(__file__).name for t in functions_in(f)}
     there |= {f"soak: {part}" for part in soak.PARTS}
     assert not there - {n for row in ROWS for n in re.findall(r"`([^`]+)`", row[2])}
 
