@@ -5,10 +5,10 @@ READY := .venv/.ready
 export PYTHONWARNINGS ?= ignore
 export TOKENIZERS_PARALLELISM ?= false
 .DELETE_ON_ERROR:
-.PHONY: help demo test versions check notebooks tests lab explore browser
+.PHONY: help soak demo test versions types audit fuzz test-oldest check notebooks tests docs lab explore browser
 
 help: ## what there is to make
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(READY): settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or later is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
@@ -23,7 +23,7 @@ demo: $(READY) ## draw the data, train CMLFA, search people it has never seen (r
 	$(BIN)/cmlfa_train --config_file configs/demo.yaml --resume; \
 	echo "drawn, trained and evaluated in $$(( $$(date +%s) - start )) s; look at runs/demo/ranking.png"
 
-test: check notebooks tests ## everything that CI runs
+test: check notebooks tests docs ## everything that CI runs
 
 versions: $(READY) # of what the tests run on
 	@$(BIN)/python -c "import platform, importlib.metadata as m; print('Python', platform.python_version(), *(f'{n} {m.version(n)}' for n in 'torch torchvision timm open_clip_torch accelerate faiss-cpu numpy pytest nbdev'.split()), sep=', ')"
@@ -31,6 +31,23 @@ versions: $(READY) # of what the tests run on
 check: $(READY) ## the package and the README are what the notebooks say; ruff
 	$(BIN)/python tools/check.py
 	$(BIN)/ruff check
+
+types: $(READY) ## mypy over the modules that are typed throughout; minutes the first time
+	$(BIN)/mypy
+
+audit: $(READY) ## known holes in what is installed; needs a network
+	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --skip-editable
+
+fuzz: $(READY) ## look for inputs that break the readers, ten minutes each; make fuzz ARGS='config --seconds 60'
+	$(BIN)/pip install --quiet --disable-pip-version-check atheris
+	$(BIN)/python tools/fuzz.py $(ARGS)
+
+test-oldest: ## the oldest versions that settings.ini allows, in .venv-oldest; about 6 GB more
+	$(PYTHON) -m venv .venv-oldest
+	$(PYTHON) tools/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e . pytest hypothesis
+	.venv-oldest/bin/python -m pytest -q tests/test_properties.py tests/test_hostile.py tests/test_commands.py tests/test_search.py -k "not milvus and not processes"
 
 notebooks: $(READY) ## run every notebook
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing # two processes of two threads each would wait for each other
@@ -41,8 +58,17 @@ browser: $(READY) # Chromium for the tests: the system's where one may install i
 tests: $(READY) browser ## what a notebook cannot test: processes, commands, faults
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 10 tests
 
+soak: $(READY) ## kill it, fill it, load it for half an hour; the report goes into tests/faults/README.md
+	$(BIN)/python tests/faults/soak.py $(ARGS)
+
 explore: $(READY) ## search people on a web page; make explore ARGS='--store STORE' for your own
 	$(BIN)/cmlfa_explore $(ARGS)
+
+docs: $(READY) ## a site from the notebooks, with search and a reference (_docs/html), its links checked
+	rm -rf _docs/html
+	$(BIN)/python tools/docs.py
+	$(BIN)/sphinx-build -q -E -b html -c tools/site -d _docs/doctrees _docs/pages _docs/html
+	$(BIN)/python tools/links.py _docs/html
 
 lab: $(READY) ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=nbs

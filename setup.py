@@ -20,7 +20,7 @@ setup(
     packages=find_packages(include=["cmlfa", "cmlfa.*"]),
     package_data={"cmlfa": ["py.typed", "models/*/*"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": f"{cfg['dev_requirements']} {cfg['milvus_requirements']} {cfg['page_requirements']}".split(), "milvus": cfg["milvus_requirements"].split(), "page": cfg["page_requirements"].split()},
+    extras_require={"dev": f"{cfg['dev_requirements']} {cfg['milvus_requirements']} {cfg['page_requirements']} {cfg['docs_requirements']}".split(), "milvus": cfg["milvus_requirements"].split(), "page": cfg["page_requirements"].split(), "docs": cfg["docs_requirements"].split()},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

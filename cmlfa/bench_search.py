@@ -20,7 +20,7 @@ from .data import read_photos
 from .batches import Files
 from .model import CMLFA
 from .evaluate import embed_images, embed_texts
-from .nearest import approximate, as_tensor, build_index, exact, load_index, nearest, recall, save_index, scan_one, tune
+from .nearest import approximate, as_tensor, build_index, exact, load_index, recall, save_index, scan_one, tune
 from .index import DEFAULT, sentences
 from .bench import paired, ratio
 
@@ -189,7 +189,7 @@ def prepare(
     if not file.exists():
         make(folder / "part")
         os.replace(folder / "part", file)
-    vectors = np.memmap(file, np.float16, "c", shape=(n, DIM))
+    vectors = np.memmap(file, np.float16, "r", shape=(n, DIM))
     if not lists.exists():
         clocks = time.perf_counter, time.process_time
         start = [c() for c in clocks]

@@ -26,6 +26,7 @@ from .clip import Arch
 from .backbones import arch_named, natural_sizes
 from .losses import total
 from .config import Config
+from .checkpoint import no_memory
 from .loop import Trainer
 from .bench import paired, processor, ratio
 from .bench_rank import peak_mb
@@ -183,7 +184,7 @@ def start(
     try:
         with ProcessPoolExecutor(1, fresh) as pool: return pool.submit(child, job, make).result()
     except (BrokenProcessPool, RuntimeError) as e: # RuntimeError: CUDA's memory, and what PyTorch refuses
-        raise UserError(f"batch: {job.batch} pairs could not be taken ({str(e).splitlines()[0]}); it may be for want of memory, so give a smaller --batch.") from e
+        raise UserError(f"batch: {job.batch} pairs could not be taken ({str(e).splitlines()[0]}); it may be for want of memory, so give --batch {max(2, job.batch // 2)}.") from e
 
 # %% ../nbs/17g_train.ipynb #59cc123a
 def timed(
@@ -198,8 +199,12 @@ def timed(
             for _ in range(n): step()
             sync(job.device)
         return run
-    made = {way: several(make(job)) for way, make in ways(job.device == "cuda", bf16).items() if way != "ours, checkpointed"}
-    return {way: [s / n for s in seconds] for way, seconds in paired(made, rounds).items()}
+    try:
+        made = {way: several(make(job)) for way, make in ways(job.device == "cuda", bf16).items() if way != "ours, checkpointed"}
+        return {way: [s / n for s in seconds] for way, seconds in paired(made, rounds).items()}
+    except (RuntimeError, MemoryError) as e:
+        if not no_memory(e): raise
+        raise UserError(f"batch: all ways side by side, with {job.batch} pairs each, do not fit the memory; give --batch {max(2, job.batch // 2)}.") from e
 
 # %% ../nbs/17g_train.ipynb #61102f5c
 NAMED = {"A100": 312e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "L40S": 362e12} # FLOP/s; the first name that fits

@@ -7,6 +7,7 @@ __all__ = ['pieces', 'dice', 'with_dice', 'first_pass', 'learned', 'wishes', 'no
 
 # %% ../nbs/09d_cache.ipynb #bad74799
 from contextlib import contextmanager, nullcontext
+from itertools import accumulate
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -17,15 +18,15 @@ from .model import CMLFA
 
 # %% ../nbs/09d_cache.ipynb #926eeb69
 def pieces(
-    batch: dict, # tensors with one row a pair; `chosen` may be the captions and the positions of hidden words instead
+    batch: dict, # tensors or lists with one row a pair; where `chosen` is captions and positions of the hidden words, `hidden` says how many each caption has
     size: int, # pairs a piece
 ) -> list[dict]: # the last may be smaller
     "Cut a batch."
+    n, ends = len(batch["labels"]), [0, *accumulate(batch.get("hidden", ()))]
     def cut(x, a, b):
         if not isinstance(x, tuple): return x[a:b]
-        inside = (x[0] >= a) & (x[0] < b)
-        return x[0][inside] - a, x[1][inside]
-    n = len(batch["labels"])
+        captions, positions = (places[ends[a]:ends[b]] for places in x)
+        return captions - a, positions
     return [{k: cut(v, a, min(a + size, n)) for k, v in batch.items()} for a in range(0, n, size)]
 
 # %% ../nbs/09d_cache.ipynb #8ddd4bef

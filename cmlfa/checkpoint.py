@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FREE', 'optimizer_tensors', 'optimizer_state', 'random_state', 'set_random_state', 'as_json', 'check_same', 'rotate',
-           'places', 'newest', 'Stopped', 'Signals', 'WorkerLost', 'losing', 'way_on', 'stand']
+           'places', 'newest', 'Stopped', 'Signals', 'no_memory', 'CutShort', 'losing', 'way_on', 'stand']
 
 # %% ../nbs/12b_checkpoint.ipynb #990fde9f
 import json
@@ -87,9 +87,10 @@ def check_same(
     file: str | Path, # for the message
 ):
     "Refuse to go on with a run under settings that would make it another run."
-    now = as_json(cfg)
-    for k, v in before.items():
-        if k not in FREE and now.get(k, v) != v:
+    now, usual = as_json(cfg), as_json(Config())
+    if lost := next((k for k in before if k not in now), ""): raise UserError(f"{file}: was trained with {lost} {before[lost]}, a setting that this version does not have; go on with the version that wrote it, or start a new run under another name.")
+    for k, v in (usual | before).items(): # what the checkpoint does not know yet was as it usually is
+        if k not in FREE and now[k] != v:
             raise UserError(f"{file}: was trained with {k} {v}, and {now[k]} is asked for now; give the same, or start a new run under another name.")
 
 # %% ../nbs/12b_checkpoint.ipynb #b7b742f8
@@ -169,7 +170,8 @@ def watch_children(self: Signals):
 
 @patch
 def hear_child(self: Signals, number, frame):
-    "A process that this one has started is no more."
+    "A process that this one has started is no more. Of several, only the loader may say so: between two steps, where all can agree."
+    if self.together: return
     self.late = (number, frame) if self.depth else None
     if not self.depth: self.old[number](number, frame)
 
@@ -182,20 +184,28 @@ def over(self: Signals):
     self.old[signal.SIGTERM] = signal.SIG_IGN # and so it stays when this context ends
 
 # %% ../nbs/12b_checkpoint.ipynb #184457fb
-class WorkerLost(UserError):
-    "A process that loads images has died."
+def no_memory(
+    e: Exception, # from PyTorch, CUDA or Python
+) -> bool: # whether it says that the memory is full
+    "A GPU's memory and a computer's are full in different words."
+    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or any(w in str(e) for w in ("you tried to allocate", "CUDA error: out of memory", "STATUS_ALLOC_FAILED"))
+
+class CutShort(UserError):
+    "Something that training needs is gone, and the weights are those of the last whole step."
 
 @contextmanager
 def losing(
     signals: Signals, # of the run
 ):
-    "The death of a worker becomes a sentence, or a stop where whoever ended it ends this process as well."
+    "What dies beside us becomes a sentence, or a stop where whoever ended it ends this process as well; and a full memory has one name."
     try: yield
-    except RuntimeError as e:
-        lost = "DataLoader worker" in str(e)
-        if lost: time.sleep(1) # a signal to all processes may reach the workers first
+    except (RuntimeError, MemoryError) as e:
+        helper, other = "DataLoader worker" in str(e), isinstance(e, torch.distributed.DistError) or "gloo" in str(e)
+        if helper or other: time.sleep(1) # a signal to all processes may reach the others first
         if signals.asked: raise Stopped(signals.asked) from e # whatever broke, it broke because everything is being stopped
-        if lost: raise WorkerLost(f"a process that loads images ended ({str(e).split('.')[0]}), most often for lack of memory; go on with a smaller --num_workers.") from e
+        if helper: raise CutShort(f"a process that loads images ended ({str(e).split('.')[0]}), most often for lack of memory; go on with a smaller --num_workers.") from e
+        if other: raise CutShort("another process of this training has ended; why, it says itself, or the system's log does.") from e
+        if no_memory(e): raise torch.OutOfMemoryError(str(e)) from e
         raise
 
 # %% ../nbs/12b_checkpoint.ipynb #c4de47e7

@@ -128,7 +128,7 @@ def _coerce(name, value, kind):
         with suppress(ValueError, OverflowError): value = float(value)
     if type(value) is not kind: raise UserError(f"{name}: {_short(value)} must be {dict(int='a whole number', float='a number', str='text', bool='true or false')[kind.__name__]}.")
     if kind is int and abs(value) >= 2**63: raise UserError(f"{name}: {_short(value)} must be a whole number below 2**63.")
-    if kind is str and not value.isprintable(): raise UserError(f"{name}: {_short(value)} must be text without control characters.")
+    if kind is str and not (value.isprintable() and len(value) <= 1000): raise UserError(f"{name}: {_short(value)} must be text of at most 1,000 characters, none of them a control character.")
     return value
 
 # %% ../nbs/10_config.ipynb #0e20a272
@@ -144,11 +144,16 @@ def from_dict(
     except UserError as e: raise UserError(f"{source}: {e}") from e
 
 # %% ../nbs/10_config.ipynb #c2ce2966
+class _Plain(yaml.SafeLoader): # without references, by which some lines could stand for gigabytes
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent): raise yaml.YAMLError("a reference, such as *name, is not read here")
+        return super().compose_node(parent, index)
+
 def read_yaml(
     file: str | Path, # YAML file
 ) -> dict: # names and values as written
     "Read a YAML file without its tags ever running code."
-    try: values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    try: values = yaml.load(Path(file).read_text(encoding="utf-8"), _Plain)
     except OSError as e: raise UserError(f"{file}: cannot be read ({e.strerror}); give the path of a configs.yaml.") from e
     except Exception as e: raise UserError(f"{file}: is no plain YAML ({' '.join(str(e).split())[:120]}); repair or remove it.") from e
     if not isinstance(values, dict): raise UserError(f"{file}: must hold settings as 'name: value' lines.")

@@ -52,6 +52,7 @@ def entry_fault(
     if other: return f"has a caption that is no text ({str(other[0])[:40]!r}); write it as a sentence in quotes"
     empty = [i for i, c in enumerate(captions) if not c.strip()]
     if empty: return f"has an empty caption (number {empty[0]}); describe the image or remove the caption"
+    return None
 
 # %% ../nbs/02_data.ipynb #4d1401c9
 @dataclass(frozen=True)

@@ -165,6 +165,7 @@ def read_manifest(
     try:
         m = json.loads(file.read_text(encoding="utf-8"))
         if m["version"] != VERSION: raise UserError(f"{file}: has the format {m['version']} and this version of cmlfa reads {VERSION}; use the version that made it, or index anew into another folder.")
+        if m["index"] and Path(m["index"]["file"]).name != m["index"]["file"]: raise ValueError("its index is said to lie elsewhere")
         return Model(**m["model"]), m["index"]
     except UserError: raise
     except (OSError, ValueError, KeyError, TypeError) as e: raise UserError(f"{file}: cannot be read ({e}); fetch the store again, or index anew into another folder.") from e

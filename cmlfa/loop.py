@@ -9,6 +9,7 @@ __all__ = ['Callback', 'join', 'make_accelerator', 'Trainer']
 import math
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
@@ -20,16 +21,16 @@ from torch.nn.utils import get_total_norm
 from .synth import UserError
 from .masking import mask_tokens
 from .data import Split
-from .batches import Augment
+from .batches import Augment, send
 from .clip import trim
-from .gather import all_rows, anywhere, rank_mean, ranks
+from .gather import all_rows, anywhere, rank_mean, ranks, sentences
 from .losses import total
 from .model import CMLFA
 from .cache import cached_backward
 from .shard import assembled, level, shard, whole
 from .config import Config
 from .schedule import fuse_blocks, keep_memory, lr_scale, make_optimizer, precision, recompute, set_deterministic
-from .checkpoint import Signals, Stopped, WorkerLost, losing
+from .checkpoint import CutShort, Signals, Stopped, losing
 
 # %% ../nbs/12c_loop.ipynb #1d66c3ef
 class Callback:
@@ -84,27 +85,13 @@ class Trainer:
         self.cfg, self.loader, self.augment, self.val, self.folder, self.callbacks = cfg, loader, augment, val, Path(folder), callbacks
         self.weights = dict(itc=cfg.itc_loss_weight, id=cfg.id_loss_weight, mlm=cfg.mlm_loss_weight)
         self.epoch, self.done, self.step, self.best, self.seconds = 0, 0, 0, -1., 0.
-        self.batch, self.losses, self.report, self.unread, self.rows, self.seen, self.signals, self.agreed = {}, {}, {}, [], [], None, Signals(), False
+        self.batch, self.losses, self.report, self.unread, self.rows, self.seen, self.signals, self.agreed, self.torn = {}, {}, {}, [], [], None, Signals(), False, False
         set_deterministic(cfg.deterministic)
         self.accelerator = make_accelerator(cfg)
         self.main, device = self.accelerator.is_main_process, self.accelerator.device # the one that writes; where it computes
         self.broken = torch.zeros((), device=device) # 1 from the first step on whose loss was no number
         if device.type == "cpu" and sum(p.numel() for p in model.parameters()) < 5e7: keep_memory()
         self.equip(model)
-
-    def equip(self,
-        model: CMLFA, # on the CPU
-    ):
-        "Model and optimiser, on the device, in the form that the settings ask for."
-        c, device = self.cfg, self.accelerator.device
-        self.sharded = c.fsdp and ranks() > 1 # one process alone has nothing to share out
-        if c.compile: fuse_blocks(model)
-        if c.checkpoint_activations: recompute(model)
-        if self.sharded: shard(model.to(device), self.accelerator.mixed_precision == "bf16" and device.type == "cuda")
-        groups = model.param_groups(c.lr, c.weight_decay, c.lr_factor, c.bias_lr_factor, c.weight_decay_bias)
-        self.model = self.accelerator.prepare_model(model, evaluation_mode=self.sharded) # DDP where there are several, and not sharded
-        self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(groups, c.optimizer, (c.alpha, c.beta), c.momentum))
-        self.rates = [g["lr"] for g in self.optimizer.param_groups]
 
     @property
     def position(self) -> int: # steps from the beginning, had there always been as many processes as now
@@ -116,6 +103,22 @@ class Trainer:
     ):
         "Let every callback have its say, in order."
         for c in self.callbacks: getattr(c, hook)(self)
+
+# %% ../nbs/12c_loop.ipynb #a718e78f
+@patch
+def equip(self: Trainer,
+    model: CMLFA, # on the CPU
+):
+    "Model and optimiser, on the device, in the form that the settings ask for."
+    c, device = self.cfg, self.accelerator.device
+    self.sharded = c.fsdp and ranks() > 1 # one process alone has nothing to share out
+    if c.compile: fuse_blocks(model)
+    if c.checkpoint_activations: recompute(model)
+    if self.sharded: shard(model.to(device), self.accelerator.mixed_precision == "bf16" and device.type == "cuda")
+    groups = model.param_groups(c.lr, c.weight_decay, c.lr_factor, c.bias_lr_factor, c.weight_decay_bias)
+    self.model = self.accelerator.prepare_model(model, evaluation_mode=self.sharded) # DDP where there are several, and not sharded
+    self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(groups, c.optimizer, (c.alpha, c.beta), c.momentum))
+    self.rates = [g["lr"] for g in self.optimizer.param_groups]
 
 # %% ../nbs/12c_loop.ipynb #7abc8dc3
 @patch
@@ -133,11 +136,11 @@ def prepare(self: Trainer,
 ) -> dict: # on the device, augmented, trimmed, with masked words where MLM wants them; `index` stays on the CPU
     "Everything that happens to a batch before the model sees it."
     self.reseed()
-    c, move = self.cfg, lambda x: x.to(self.accelerator.device, non_blocking=True)
+    c, move = self.cfg, partial(send, device=self.accelerator.device)
     batch = self.augment(batch | {"images": move(batch["images"]), "ids": trim(batch["ids"])}, self.generator)
     if "mlm" in c.losses:
         masked, chosen = mask_tokens(batch["ids"], self.generator, c.mlm_rate, c.masked_token_rate, c.masked_token_unchanged_rate)
-        batch |= dict(masked=move(masked), chosen=tuple(map(move, chosen.nonzero(as_tuple=True)))) # captions and places of the hidden words
+        batch |= dict(masked=move(masked), chosen=tuple(map(move, chosen.nonzero(as_tuple=True))), hidden=chosen.sum(1).tolist()) # captions and places of the hidden words; how many in each
     return batch | {k: move(batch[k]) for k in ("ids", "labels")}
 
 # %% ../nbs/12c_loop.ipynb #7ad04d70
@@ -152,6 +155,7 @@ def backward(self: Trainer,
     batch: dict, # from `prepare`
 ) -> dict[str, torch.Tensor]: # the mean of each loss over all processes, without a graph
     "Gradients of the joint loss, in pieces where the settings say so."
+    batch = {k: v for k, v in batch.items() if k != "index"} # which DDP would send to the device
     if 0 < self.cfg.cache_chunk < len(batch["labels"]):
         losses = cached_backward(self.model, batch, self.cfg.cache_chunk, self.weights, self.accelerator.backward, self.accelerator.autocast)
     else:
@@ -193,7 +197,9 @@ def move(self: Trainer):
     if self.accelerator.scaler is None: # fp16 looks for its scale by overflowing now and then, and skips such steps itself
         self.broken = torch.maximum(self.broken, (~torch.isfinite(self.loss + self.norm)).float())
         self.optimizer.optimizer.found_inf = self.broken
+    self.torn = True
     self.optimizer.step()
+    self.torn = False # all weights have moved, or none
     self.optimizer.zero_grad()
     self.accelerator.unwrap_model(self.model).clamp_temperature()
 
@@ -230,36 +236,38 @@ def refuse(self: Trainer,
     paths = dict.fromkeys(pairs.paths[pairs.owner[i]] for i in all_rows(index.to(self.accelerator.device)).tolist())
     raise UserError(f"step {step}: {' and '.join(names)} is not finite; add --clip_grad 1 when you go on, or begin anew with a lower --lr, and look at this batch: {', '.join(paths)}")
 
-# %% ../nbs/12c_loop.ipynb #4a11ad02
+# %% ../nbs/12c_loop.ipynb #2502e45e
 @patch
 def agree(self: Trainer,
     trouble: BaseException | None = None, # what this process has met
 ):
-    "Stop together, whichever process was asked, or has lost a worker."
+    "Stop together, whichever process was asked, or has lost something."
     asked, lost = anywhere(bool(self.signals.asked), trouble is not None)
     self.agreed = asked or lost
     if asked: raise Stopped(self.signals.asked or "a signal to another process")
-    if lost: raise trouble or WorkerLost("a process that loads images ended beside another process, most often for lack of memory; go on with a smaller --num_workers.")
+    if lost: raise CutShort(sentences(trouble and str(trouble))[0]) from trouble
 
+# %% ../nbs/12c_loop.ipynb #261ebcbe
 @patch
 def batches(self: Trainer):
     "This process's batches of the epoch, as long as nobody has to stop."
-    source = iter(self.loader)
-    self.signals.watch_children()
-    while True:
-        batch, trouble = None, None
+    def have(fn, *args): # what it gives, if every process has got its own
+        found, trouble = None, None
         try:
-            with losing(self.signals): batch = next(source, None)
-        except (Stopped, WorkerLost) as e: trouble = e
+            with losing(self.signals): found = fn(*args)
+        except (Stopped, UserError) as e: trouble = e
         self.agree(trouble)
-        if batch is None: return
-        yield batch
+        return found
+    source = have(iter, self.loader)
+    self.signals.watch_children()
+    while (batch := have(next, source, None)) is not None: yield batch
 
+# %% ../nbs/12c_loop.ipynb #3327ee64
 @patch
 def fit_epoch(self: Trainer):
     "Train from where we stand to the end of the epoch."
     sampler = self.loader.batch_sampler
-    sampler.epoch, sampler.start = self.epoch, self.done
+    sampler.epoch, sampler.start, self.seen = self.epoch, self.done, None
     self.model.train()
     self.call("before_epoch")
     for batch in self.batches():
@@ -267,9 +275,11 @@ def fit_epoch(self: Trainer):
             self.train_step(self.prepare(batch))
             if self.step % self.cfg.log_period == 0: self.read()
     self.read()
-    self.call("after_epoch")
-    self.seen = None
+    try: self.call("after_epoch")
+    except UserError as e: raise CutShort(str(e)) from e # the epoch itself is sound and is kept
+    self.epoch, self.done, self.seen = self.epoch + 1, 0, None
 
+# %% ../nbs/12c_loop.ipynb #b5a19f10
 @patch
 def fit(self: Trainer):
     "Train from where we stand to the last epoch."
@@ -280,9 +290,9 @@ def fit(self: Trainer):
             with losing(self.signals):
                 while self.epoch < self.cfg.num_epoch:
                     self.fit_epoch()
-                    self.epoch, self.done = self.epoch + 1, 0
-        except (Stopped, WorkerLost, torch.OutOfMemoryError): # the weights are those of the last whole step
-            if self.agreed or not self.sharded: self.call("after_stop") # slices can only be put together if all processes are here
+                    self.agree()
+        except (Stopped, CutShort, torch.OutOfMemoryError): # the weights are those of the last whole step
+            if not self.torn and (self.agreed or not self.sharded): self.call("after_stop")
             if self.agreed:
                 with suppress(RuntimeError): anywhere(True) # the others stay until the first has written, or is gone
                 if ranks() > 1: self.signals.over()

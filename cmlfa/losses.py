@@ -51,7 +51,8 @@ def itc_loss(
     if labels is None: labels = torch.arange(len(image), device=image.device)
     same = same_identity(labels[rows], labels)
     target = same / same.sum(1, keepdim=True) # the same for images and captions: both carry the pair's label
-    return sum(F.cross_entropy(logits, target) for logits in _both_ways(image, text, temperature, rows)) / 2
+    by_image, by_text = (F.cross_entropy(logits, target) for logits in _both_ways(image, text, temperature, rows))
+    return (by_image + by_text) / 2
 
 # %% ../nbs/07_losses.ipynb #71280ddb
 def _kl(logits, target, eps):
@@ -127,4 +128,4 @@ def total(
     "The joint loss: the weighted sum."
     bad = [n for n in weights if n not in LOSSES]
     if bad: raise UserError(f"weights: {bad[0]!r} is no loss; weigh only {', '.join(LOSSES)}.")
-    return sum(weights.get(name, 1.) * loss for name, loss in losses.items())
+    return sum(weights.get(name, 1.) * loss for name, loss in losses.items()) # type: ignore[return-value] # of at least one

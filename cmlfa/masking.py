@@ -6,6 +6,8 @@
 __all__ = ['mask_tokens']
 
 # %% ../nbs/01b_masking.ipynb #3a364756
+from typing import Any
+
 import torch
 
 from .synth import UserError
@@ -27,7 +29,7 @@ def mask_tokens(
 ) -> tuple: # (masked ids, B x L; chosen, B x L, True where the model must guess)
     "Hide random tokens of each caption, at least one, never a special one."
     _check_rates(rate, masked_rate, unchanged_rate)
-    where = dict(generator=generator, device=generator.device if generator else ids.device)
+    where: dict[str, Any] = dict(generator=generator, device=generator.device if generator else ids.device)
     ordinary = (ids > PAD) & (ids < MASK)
     draw = torch.rand(ids.shape, **where).to(ids.device).masked_fill(~ordinary, 2.)
     chosen = (draw < rate).scatter(-1, draw.argmin(-1, keepdim=True), True) & ordinary  # the smallest draw always

@@ -8,7 +8,7 @@ __all__ = ['BLOCK', 'KINDS', 'LEAST', 'scan_blocks', 'scan_one', 'as_tensor', 'e
            'load_index']
 
 # %% ../nbs/13a_nearest.ipynb #a1870c3c
-import math, os
+import math, os, warnings
 from concurrent.futures import ThreadPoolExecutor
 import faiss
 import numpy as np
@@ -63,7 +63,9 @@ def as_tensor(
     vectors: np.ndarray, # an array or a memory map
 ) -> torch.Tensor: # the same memory
     "A tensor over memory that nobody copies."
-    return torch.from_numpy(vectors[:] if vectors.flags.writeable else np.array(vectors))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore") # PyTorch warns of memory that may not be written; nobody does
+        return torch.from_numpy(np.asarray(vectors))
 
 def exact(
     vectors: np.ndarray, # unit vectors, float16, N x D

@@ -73,7 +73,7 @@ def table_entries(
     rows, key, entries = read_table(file), LAYOUTS[layout].key, {}
     if not rows: raise UserError(f"{file}: has no rows; write one row a caption.")
     numbers = number_people(rows)
-    splits = choose_splits(numbers.values(), seed) if not any(r.get("split") for _, r in rows) else {}
+    splits = choose_splits(list(numbers.values()), seed) if not any(r.get("split") for _, r in rows) else {}
     for line, r in rows:
         who, path = _text(r.get("identity")), _text(r.get("path"))
         if not who: raise UserError(f"{file}: line {line} has no identity; say who is on the image.")

@@ -62,6 +62,7 @@ def pixels(
     size: tuple[int, int], # height, width
 ): # tensor, 3 x height x width
     "Read an image that is part of a question."
+    if not Path(file).is_file(): raise UserError(f"image: {file}: there is no such file; give a JPEG, PNG or WebP file.")
     try: return load_image(file, size)
     except BadImage as e: raise UserError(f"image: {file} cannot be read as an image; give a JPEG, PNG or WebP file.") from e
 
@@ -121,7 +122,7 @@ class Searcher:
         if k < 1: raise UserError(f"k: {k} images were asked for; ask for 1 or more.")
         notes = [n for t in [*query.texts, *query.unwanted] for n in remarks(t, self.model)]
         found = self.store.search(query.vector(self.model)[None], k, [parse_where(w) for w in where], exact)[0]
-        if len(found) < k: notes.append(f"note: {len(found)} images were found and {k} asked for; the store holds {len(self.store)}{', of which the conditions leave fewer' if where else ''}.")
+        if len(found) < k: notes.append(f"note: {len(found)} image{' was' if len(found) == 1 else 's were'} found and {k} asked for; the store holds {len(self.store)}{', of which the conditions leave fewer' if where else ''}.")
         return Hits([Hit(n, s, i) for n, (s, i) in enumerate(found, 1)], str(query), notes)
 
 # %% ../nbs/13f_search.ipynb #222af8cc

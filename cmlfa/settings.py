@@ -139,7 +139,7 @@ class Computing:
     clip_grad: float = 0.0 # largest norm of the gradient; 0 leaves it as it is
     checkpoint_activations: bool = False # compute the insides of the blocks twice instead of keeping them: less memory, more time
     fsdp: bool = False # share out weights, gradients and the optimiser's memory over the processes (FSDP2), for towers that do not fit one GPU
-    compile: bool = False # let torch.compile fuse the operations inside each transformer block; the first steps take longer
+    compile: bool = False # let torch.compile fuse the operations inside each transformer block; the first steps take minutes
     deterministic: bool = False # only operations that give the same bits each time, on a GPU too
     cache_chunk: int = 0 # pairs in memory at once (gradient caching), for batches that do not fit; 0: the whole batch
     mixed_precision: str = "auto" # auto, no, bf16 or fp16

@@ -81,7 +81,7 @@ def vectors(self: Store) -> np.ndarray: # float16, N x D, mapped
     n, file = self._next(), self.folder / "vectors.f16"
     if len(self._map) < n:
         if (have := self._there()) < n: raise UserError(f"{file}: holds {have} of {n} vectors, the rest was cut off; run cmlfa_index again, which embeds the missing images anew.")
-        self._map = np.memmap(file, np.float16, "c", shape=(n, self.model.dim)) # c: nothing is ever written back
+        self._map = np.memmap(file, np.float16, "r", shape=(n, self.model.dim)) # read only, since what may be written counts as memory in use
     return self._map[:n]
 
 @patch

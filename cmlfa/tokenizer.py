@@ -8,6 +8,7 @@ __all__ = ['CUT', 'split_words', 'repair', 'chunks', 'Tokenizer', 'show_tokens']
 # %% ../nbs/01_tokenizer.ipynb #00f1701f
 import html
 from array import array
+from collections.abc import Callable
 from functools import cache
 
 import ftfy
@@ -61,6 +62,12 @@ class _Memory(dict):
 class Tokenizer:
     "CLIP's byte-pair tokenizer with a mask token."
     vocab_size, start, end, mask, pad = VOCAB_SIZE, START, END, MASK, PAD
+    __call__: Callable[..., torch.Tensor] # this and the others come in the cells below
+    pieces: Callable[..., list]
+    decode: Callable[..., str]
+    word_id: Callable[..., int]
+    _refuse: Callable[..., None]
+    _fill: Callable[..., None]
     def __init__(self,
         context_length: int = 77, # tokens in a row, start and end included
     ):
@@ -165,10 +172,10 @@ def show_tokens(
     "Draw a caption as a strip of tokens."
     import matplotlib.pyplot as plt  # here, so that training does not load it
     if ax is None: ax = plt.subplots(figsize=(8.5, 1.1), dpi=100)[1]
-    x, y, word, palette = 0, 0, 0, ["#bde0fe", "#ffd6a5", "#caffbf", "#e5d4ff"]
+    x, y, word, palette = 0., 0, 0, ["#bde0fe", "#ffd6a5", "#caffbf", "#e5d4ff"]
     for i, piece in enumerate(pieces):
         text, special = piece.removesuffix("</w>"), piece in SPECIALS
-        if x + len(text) > width: x, y = 0, y - 1
+        if x + len(text) > width: x, y = 0., y - 1
         colour = colours[i] if colours else "#d0d0d0" if special else palette[word % 4]
         ax.barh(y, len(text) + .8, left=x, height=.66, color=colour)
         ax.text(x + len(text)/2 + .4, y, text, ha="center", va="center_baseline", family="monospace", fontsize=9)

@@ -147,11 +147,13 @@ def check_clip(
 # %% ../nbs/04b_weights.ipynb #34165cd4
 def unwrap(
     held, # whatever a file held
+    most: float = float("inf"), # numbers that the file can have room for
 ) -> dict[str, torch.Tensor]: # the tensors in it by name, in float32
     "Take the state dict out of what trainers put around it."
     while key := next((k for k in ("state_dict", "model") if isinstance(held, dict) and isinstance(held.get(k), dict)), None): held = held[key]
-    pairs = ((str(k).removeprefix("module."), v) for k, v in held.items()) if isinstance(held, dict) else ()
-    return {k: v.float() if v.is_floating_point() else v for k, v in pairs if isinstance(v, torch.Tensor)}
+    state = {str(k).removeprefix("module."): v for k, v in held.items() if isinstance(v, torch.Tensor)} if isinstance(held, dict) else {}
+    if sum(v.numel() for v in state.values()) > most: raise ValueError("one number stands for many") # by a stride of 0
+    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 # %% ../nbs/04b_weights.ipynb #883f3008
 def read_tensors(
@@ -159,9 +161,11 @@ def read_tensors(
 ) -> dict[str, torch.Tensor]: # tensors by name, in float32
     "Read one file without executing what it might hold."
     if not (file := Path(file)).is_file(): raise UserError(f"{file}: there is no such file of weights; give the path of one, a name of python -m cmlfa.clip --list, or none.")
+    most = 10 * file.stat().st_size # bytes, numbers
     try:
-        if file.suffix == ".safetensors": return unwrap(load_file(file))
-        return unwrap(read_archive(file) if is_archive(file) else read_pickle(file))
+        if zipfile.is_zipfile(file) and sum(i.file_size for i in zipfile.ZipFile(file).infolist()) > most: raise UserError(f"{file}: would unpack to more than ten times its size, which no weights do; fetch it from its authors.")
+        return unwrap(load_file(file) if file.suffix == ".safetensors" else read_archive(file) if is_archive(file) else read_pickle(file), most)
+    except UserError: raise
     except pickle.UnpicklingError as e: raise UserError(f"{file}: holds more than tensors, or no weights at all, and reading on could run what is in it; fetch it from its authors, or save its state dict alone.") from e
     except Exception as e: raise UserError(f"{file}: cannot be read as weights ({type(e).__name__}); it is damaged or cut off, so fetch it again.") from e
 

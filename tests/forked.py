@@ -42,7 +42,8 @@ class Command:
         for name in ("stdout", "stderr"): (self.folder / name).touch()
         if Command.parent is None: Command.parent = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
         print(json.dumps(dict(argv=self.args, cwd=str(cwd), folder=str(self.folder), session=session)), file=Command.parent.stdin, flush=True)
-        self.pid = int(Command.parent.stdout.readline())
+        self.pid = int(Command.parent.stdout.readline() or -1)
+        assert self.pid > 0, "the process that forks has ended: do all commands' modules import?"
 
     def poll(self):
         if self.returncode is None and (file := self.folder / "status").exists():
@@ -73,6 +74,15 @@ class Command:
             if self.poll() is None: os.kill(self.pid, number)
 
     def kill(self): self.send_signal(signal.SIGKILL)
+
+
+def stay_here(event, args):
+    "An audit hook: no look-up and no connection that leaves this machine."
+    if event not in ("socket.getaddrinfo", "socket.connect"): return
+    address = args[0] if event == "socket.getaddrinfo" else args[1]
+    host = address[0] if isinstance(address, tuple) else address if event == "socket.getaddrinfo" else None # a path: a socket of this machine
+    if isinstance(host, bytes): host = host.decode()
+    if host and not (host in ("localhost", "::1") or host.startswith("127.")): raise OSError(f"{host}: the tests use no network")
 
 
 def become(job):
@@ -107,7 +117,8 @@ def keep(job):
 
 
 def serve():
-    "Import what the commands are made of; then, for each job that comes in, fork."
+    "Import what the commands are made of, without a network; then, for each job that comes in, fork."
+    sys.addaudithook(stay_here)
     for module, _ in ENTRIES.values(): importlib.import_module(module)
     gc.freeze() # what is here stays, and stays shared
     signal.signal(signal.SIGCHLD, signal.SIG_IGN) # nobody waits for the keepers

@@ -1,13 +1,15 @@
 """The project as a thing that is installed and read."""
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
-from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from conftest import run
+from forked import BIN, ENTRIES
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
@@ -25,13 +27,30 @@ def test_the_package_works_outside_the_checkout(tmp_path):
     assert done.returncode == 0 and str(tmp_path / "site") in done.stdout, done.stdout + done.stderr
 
 
-def test_every_command_answers_help():
-    cfg = ConfigParser(delimiters=["="])
-    cfg.read(ROOT / "settings.ini")
-    for script in cfg["DEFAULT"]["console_scripts"].split():
-        name = script.split("=")[0]
-        done = subprocess.run([Path(sys.executable).with_name(name), "--help"], capture_output=True, text=True)
-        assert done.returncode == 0 and name in done.stdout, done.stderr
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_command_is_installed_and_answers_help(name, tmp_path):
+    script = BIN / name
+    assert os.access(script, os.X_OK) and "import {1}".format(*ENTRIES[name]) in script.read_text() and ENTRIES[name][0] in script.read_text()
+    done = run(name, "--help", cwd=tmp_path)
+    assert done.returncode == 0 and name in done.stdout and not done.stderr, done.stderr
+
+
+def test_an_installed_command_starts_by_itself(tmp_path):
+    done = subprocess.run([BIN / "cmlfa_train", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "cmlfa_train" in done.stdout and not done.stderr, done.stderr
+
+
+def test_importing_everything_uses_no_network_and_says_nothing(tmp_path):
+    code = f"""import importlib, sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from forked import stay_here
+sys.addaudithook(stay_here)
+for name in {sorted(f.stem for f in (ROOT / "cmlfa").glob("[a-z]*.py"))}: importlib.import_module("cmlfa." + name)
+import socket
+try: socket.create_connection(("192.0.2.1", 80), timeout=1)
+except OSError as e: print(e)"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "192.0.2.1: the tests use no network\n", ""), done
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)

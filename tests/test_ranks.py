@@ -6,9 +6,15 @@ import signal
 import subprocess
 import time
 
+import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from conftest import BIN, TINY, run
+
+from cmlfa.config import parse_args
+from cmlfa.gather import on_ranks, rank
+from cmlfa.synth import UserError
+from cmlfa.train import Log, train
 
 SHORT = [*TINY, *"--cpu --dataset_name CUHK-PEDES --num_epoch 2 --lr 1e-3 --loss_names sdm+id+itc --prototypes 0 --log_period 4".split()] # nothing in it throws dice
 ALONE = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | dict(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
@@ -71,6 +77,19 @@ def test_a_stop_of_all_processes_is_said_once_and_kept(data, tmp_path):
     said, _ = p.communicate(timeout=300)
     kept = re.findall(r"cmlfa_train: stopped by SIGTERM. The run is kept up to step (\d+) in logs/run/last.safetensors", said)
     assert len(kept) == 1 and said.count("cmlfa_train: ") == 1 and int(kept[0]) == len(history(tmp_path, "run")[0]) > 3, said
+
+
+def test_a_helper_of_one_process_that_is_killed_in_a_step_stops_all_after_the_same_one(data, tmp_path):
+    cfg = parse_args([str(a) for a in (*SHORT, "--root_dir", data, "--output_dir", tmp_path / "logs", "--name", "run", *"--batch_size 8 --num_workers 1 --log_period 1 --checkpoint_steps 0".split())])
+    def kill(self, t):
+        if rank() == 1 and t.step == 2: psutil.Process().children()[0].kill(); time.sleep(.5) # its death is known while the step is under way
+    def trains():
+        os.cpu_count, Log.after_loss = lambda: 16, kill # a small machine has no helpers
+        try: train(cfg, progress=False)
+        except UserError as e: return str(e)
+    first, second = on_ranks(2, trains)
+    kept = re.fullmatch(r"a process that loads images ended \(DataLoader worker \(pid.*\) .*\), most often .* The run is kept up to step (\d+) in .*last.safetensors; go on with: .*", first)
+    assert first == second and kept and int(kept[1]) == len(history(tmp_path, "run")[0]) >= 3, (first, second)
 
 
 def test_a_mistake_is_said_by_the_first_process_alone(tmp_path):

@@ -56,9 +56,11 @@ LADDER = {
 }
 LEFT_OUT = {f"without {name}": dict(loss_names="+".join(n for n in ("itc", "sdm", "id", "mlm") if n != name)) for name in ("itc", "id", "sdm", "mlm")}
 VARIED = {f"K{k}": dict(prototypes=k) for k in (1, 3, 6, 16)} | {f"L{n}": dict(lfa_layers=n) for n in (0, 1, 6)} \
-    | {f: dict(fusion=f) for f in ("concat", "gate")} | {f"flip-{f}": dict(img_aug=True, flip=f, pad=2) for f in ("swap", "skip", "blind")} | {"itc-weight-1": dict(itc_loss_weight=1.), "usual-start": {}}
-TIMED = {f"{name}@time": changes for name, changes in LADDER.items() if name not in ("lfa", "cmlfa")} # their epochs come from measured times
-ROWS = LADDER | LEFT_OUT | TIMED | VARIED
+    | {f: dict(fusion=f) for f in ("concat", "gate")} | {f"flip-{f}": dict(img_aug=True, flip=f, pad=2) for f in ("swap", "skip", "blind")} | {"itc-weight-1": dict(itc_loss_weight=1.), "slow": dict(lr_factor=.25), "usual-start": {}}
+ALONE = {"itc+sff": {}, "itc+sff L0": dict(lfa_layers=0), "itc+sff K1": dict(prototypes=1), "itc+sff slow": dict(lr_factor=.25), "itc+sff usual-start": {}}
+ALONE = {name: dict(loss_names="itc") | changes for name, changes in ALONE.items()} # the prototypes with no loss but the first
+TIMED = {f"{name}@time": changes for name, changes in LADDER.items() if name not in ("irra", "lfa", "cmlfa")} # these cost about as much as CMLFA; the epochs of the others come from measured times
+ROWS = LADDER | ALONE | LEFT_OUT | TIMED | VARIED
 
 
 def usual_start(lfa):
@@ -68,7 +70,7 @@ def usual_start(lfa):
 
 def wanted() -> list[tuple[str, int]]: # row, seed
     "Everything, the most telling first."
-    first = [(row, seed) for group in (LADDER, LEFT_OUT, TIMED) for seed in SEEDS for row in group]
+    first = [(row, seed) for group in (LADDER, ALONE, LEFT_OUT, TIMED) for seed in SEEDS for row in group]
     return first + [(row, seed) for seed in SEEDS for row in VARIED]
 
 
@@ -107,9 +109,13 @@ def record(result: dict):
 def changes_of(row: str) -> dict:
     "What a row changes; the epochs of NAME@time are those that fit into CMLFA's time."
     if row not in TIMED: return ROWS[row]
-    if not COST.exists(): raise UserError(f"{COST}: is missing, and {row} needs it; run python tools/ablate.py --cost, with nothing else at work.")
-    cost = json.loads(COST.read_text())["seconds_a_step"]
-    return ROWS[row] | dict(num_epoch=round(EPOCHS * cost["cmlfa"] / cost[row.removesuffix("@time")]))
+    return ROWS[row] | dict(num_epoch=round(EPOCHS * costs()["cmlfa"] / costs()[row.removesuffix("@time")]))
+
+
+def costs() -> dict[str, float]:
+    "Processor seconds of a step, by rung."
+    if not COST.exists(): raise UserError(f"{COST}: is missing; run python tools/ablate.py --cost, with nothing else at work.")
+    return json.loads(COST.read_text())["seconds_a_step"]
 
 
 class Curve(Callback):
@@ -149,7 +155,7 @@ def trainer_of(row: str, seed: int, changes: dict) -> Trainer:
     "Where this row's training stands."
     cfg = config_of(row, seed, changes)
     trainer, _ = make_trainer(cfg, progress=False)
-    if row == "usual-start" and not trainer.step: usual_start(trainer.model.lfa)
+    if row.endswith("usual-start") and not trainer.step: usual_start(trainer.model.lfa)
     kept = [c for c in trainer.callbacks if not isinstance(c, (TensorBoard, Trackers))]
     trainer.callbacks = [Curve(cfg, trainer.folder), *kept] # first, so that its clock stops before val is searched
     return trainer
@@ -162,9 +168,11 @@ def measure(row: str, seed: int, changes: dict) -> dict:
     val, curve, n = History(trainer.folder / "history.jsonl").rows(), History(trainer.folder / "curve.jsonl").rows(), trainer.cfg.num_epoch
     epochs = [dict(cpu=round(sum(r["cpu"] for r in curve if r["epoch"] == e), 2), val=next(short(r) for r in val if "t2i" in r and r["epoch"] == e),
                    test=next(r["test"] for r in curve if "test" in r and r["epoch"] == e)) for e in range(n)]
+    steps = [r for r in val if "loss" in r]
+    losses = {name: [round(fmean(r[name] for r in steps[k:k + 10]), 3) for k in range(0, len(steps), 10)] for name in trainer.cfg.losses}
     best = max(range(n), key=lambda e: (epochs[e]["val"]["t2i"]["R1"], -e))
     return dict(row=row, seed=seed, changes=changes, scale=SCALE, pairs=trainer.step * BATCH, parameters=sum(p.numel() for p in trainer.model.parameters()),
-        epoch=best + 1, test=epochs[best]["test"], epochs=epochs) | where()
+        epoch=best + 1, test=epochs[best]["test"], epochs=epochs, losses=losses) | where()
 
 
 def overview() -> str:
@@ -173,13 +181,14 @@ def overview() -> str:
     lines = [f"{SCALE}; Rank-1 on test, by seed"]
     for row in ROWS: lines.append(f"{row:16s}" + "".join(f"{found[row, s]['test']['t2i']['R1']:8.2f}" if (row, s) in found else "       -" for s in SEEDS))
     missing = [w for w in wanted() if w not in found]
-    each = fmean([sum(e["cpu"] for e in r["epochs"]) for r in found.values()] or [float("nan")])
-    return "\n".join(lines + [f"{len(found)} trainings are there, {len(missing)} are missing: about {len(missing) * each / 60:.0f} minutes of one core, without searching"])
+    longest = len(missing) * EPOCHS * (PEOPLE.train * PEOPLE.images * 2 // BATCH) * costs()["cmlfa"] / 60 # two captions an image
+    return "\n".join(lines + [f"{len(found)} trainings are there, {len(missing)} are missing, for which one core trains {longest:.0f} minutes at most"])
 
 
 def data():
     "Draw the people and pack them, unless they are there."
-    write_pack(write_synth(DATA, PEOPLE, workers=1, progress=False).parent, "CUHK-PEDES", ARCHS["study"].image_size, workers=1)
+    with holding(RUNS / "data.lock", wait=True):
+        write_pack(write_synth(DATA, PEOPLE, workers=1, progress=False).parent, "CUHK-PEDES", ARCHS["study"].image_size, workers=1)
 
 
 def cost(steps: int = 10):

@@ -1,0 +1,211 @@
+"""Disks that are full, folders that may not be written, two runs in one place, clocks that go back, names that are odd: what is promised for each, tried."""
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+import soak
+import test_resume
+from conftest import PUBLISHED, TINY
+
+from cmlfa.checkpoint import newest, places
+from cmlfa.index import index
+from cmlfa.index import main as index_main
+from cmlfa.pack import image_source, write_pack
+from cmlfa.pack import main as pack_main
+from cmlfa.search import main as search_main
+from cmlfa.search import search, sheet
+from cmlfa.share import write_atomic
+from cmlfa.store import Store
+from cmlfa.synth import UserError, write_synth
+from cmlfa.synth import main as synth_main
+from cmlfa.train import main as train_main
+
+ROOT = hasattr(os, "getuid") and os.getuid() == 0 # to whom nothing is forbidden
+
+
+@contextmanager
+def disk(folder, size):
+    "A file system of its own for a folder; false where one may not be mounted."
+    folder.mkdir(exist_ok=True)
+    there = sys.platform == "linux" and ROOT and not subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode
+    try: yield there
+    finally:
+        if there: subprocess.run(["umount", "-l", folder], check=True)
+
+
+def remount(folder, how): subprocess.run(["mount", "-o", f"remount,{how}", folder], check=True)
+
+
+@contextmanager
+def little_room(folder, size, file):
+    "A folder with room for so many bytes, or, where none can be mounted, a bound on each file; and what makes room."
+    with disk(folder, size) as there:
+        if there: yield lambda: remount(folder, "size=1g")
+        else:
+            before = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file, before[1]))
+            try: yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+FULL = r"No space left on device|File too large|disk is full|disk I/O error|Disk quota"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory): return soak.tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.mark.parametrize("part, times", [("kill drawing", 2), ("kill checkpoints", 3), ("kill storing", 3)])
+def test_killed_and_nothing_is_lost(part, times, tmp_path):
+    found = soak.PARTS[part][0](times, tmp_path)
+    assert found["tried"] == times and not found["lost"], found
+
+
+def test_a_disk_that_fills_up_while_people_are_drawn(data, tmp_path):
+    with little_room(tmp_path / "out", 400_000, 60_000) as make_room:
+        with pytest.raises(UserError, match=f"({FULL}).*What was drawn is kept, and the same command goes on") as e: write_synth(tmp_path / "out", "small", workers=1, progress=False)
+        assert "\n" not in str(e.value)
+        drawn = len(list((tmp_path / "out").glob(".*/imgs/*/*.jpg")))
+        assert drawn > 20 and not (tmp_path / "out/CUHK-PEDES").exists()
+        make_room()
+        write_synth(tmp_path / "out", "small", workers=1, progress=False)
+        assert soak.tree(tmp_path / "out/CUHK-PEDES") == soak.tree(data / "CUHK-PEDES")
+
+
+def test_a_disk_that_fills_up_while_a_store_is_written(data, model, tmp_path):
+    photos = data / "CUHK-PEDES/imgs"
+    with little_room(tmp_path / "disk", 400_000, 300_000) as make_room:
+        with pytest.raises(UserError, match=f"({FULL}).*") as e: index(photos, tmp_path / "disk/store", model, batch_size=4)
+        assert "\n" not in str(e.value)
+        make_room()
+        with Store(tmp_path / "disk/store") as s: kept = len(s)
+        assert 4 <= kept < 192 and len(search("a red coat", tmp_path / "disk/store", 3)) == 3
+        assert index(photos, tmp_path / "disk/store", batch_size=4).new == 192 - kept
+        with Store(tmp_path / "disk/store") as s: assert len(s) == 192
+
+
+def called(main, *args):
+    "Exit status of a command, called in this process."
+    try: main([str(a) for a in args])
+    except SystemExit as e: return e.code
+    return 0
+
+
+@pytest.fixture(scope="module")
+def frozen(data, model, tmp_path_factory):
+    "A folder with data and a store, into which nobody may write."
+    folder = tmp_path_factory.mktemp("places") / "frozen"
+    with disk(folder, "40m") as there:
+        if ROOT and not there: pytest.skip("root may write everywhere, and nothing can be mounted here")
+        shutil.copytree(data, folder / "data")
+        shutil.copytree(model, folder / "model")
+        index(data / "CUHK-PEDES/imgs", folder / "store", folder / "model")
+        if there: remount(folder, "ro")
+        else: [p.chmod(0o555) for p in [folder, *folder.rglob("*")] if p.is_dir()]
+        yield folder
+        if not there: [p.chmod(0o755) for p in [folder, *folder.rglob("*")] if p.is_dir()]
+
+
+READ_ONLY = {
+    "drawing": lambda f: (synth_main, f / "new", "--size", "small"), "packing": lambda f: (pack_main, f / "data", "--img_size", 96, 48, "--workers", 1),
+    "training": lambda f: (train_main, *PUBLISHED.format(f / "data").split(), *TINY, "--cpu", "--output_dir", f / "logs"),
+    "indexing": lambda f: (index_main, f / "data/CUHK-PEDES/imgs", "--store", f / "new", "--model", f / "model", "--cpu", "--num_workers", 0),
+    "indexing again": lambda f: (index_main, f / "data/CUHK-PEDES/imgs", "--store", f / "store", "--cpu", "--num_workers", 0), "a contact sheet": lambda f: (search_main, "a red coat", "--store", f / "store", "--html", f / "found.html", "--cpu"),
+}
+
+
+@pytest.mark.parametrize("what", READ_ONLY)
+def test_a_folder_that_may_not_be_written(what, frozen, capfd):
+    main, *args = READ_ONLY[what](frozen)
+    code, err = called(main, *args), capfd.readouterr().err
+    assert code == 2 and ("Read-only file system" in err or "Permission denied" in err or "readonly database" in err) and str(frozen) in err and "Traceback" not in err, err
+    assert len([line for line in err.splitlines() if "cmlfa_" in line or "__main__" in line or "pytest" in line]) <= 1, err
+
+
+def test_a_store_that_may_not_be_written_is_searched(frozen): assert len(search("a red coat", frozen / "store", 3)) == 3
+
+
+def unsteady(argv, folder):
+    "A training on a machine whose clock is set back by an hour every now and then."
+    real, calls = time.time, [0]
+    def clock():
+        calls[0] += 1
+        return real() - 3600 * (calls[0] // 20)
+    time.time = clock
+    soak.train(argv, folder)
+
+
+def test_two_runs_in_one_folder_a_clock_set_back_and_other_data(copy, tmp_path):
+    line = [*PUBLISHED.format(copy).split(), *TINY, *test_resume.FLAGS, "--checkpoint_steps", "0"]
+    run = tmp_path / "run"
+    first = soak.start(tmp_path, unsteady, [*line, "--num_epoch", "2"], run)
+    (tmp_path / "second").mkdir()
+    test_resume.wait_for(run, 3, first)
+    second = soak.start(tmp_path / "second", soak.train, [*line, "--num_epoch", "2", "--resume"], run)
+    second.join(200)
+    # both write into run/out.txt; the second has begun it anew
+    said = (run / "out.txt").read_text()
+    assert second.exitcode == 2 and f"process {first.pid} is training in this folder; wait until it has ended, or choose another --name" in said and "Traceback" not in said, said
+    first.join(200)
+    assert first.exitcode == 0, said
+    assert [r["step"] for r in test_resume.history(run) if "loss" in r] == list(range(24))
+    file = copy / "CUHK-PEDES/reid_raw.json"
+    before = file.read_text()
+    entries = json.loads(before)
+    next(e for e in entries if e["split"] == "train")["captions"][0] = "Somebody else."
+    file.write_text(json.dumps(entries))
+    weights = (run / "logs/cmlfa/last.safetensors").read_bytes()
+    third = soak.start(tmp_path / "second", soak.train, [*line, "--num_epoch", "3", "--resume"], run)
+    third.join(200)
+    said = (run / "out.txt").read_text()
+    assert third.exitcode == 2 and "last.safetensors: the training data have changed since the run began" in said and "Traceback" not in said, said
+    assert (run / "logs/cmlfa/last.safetensors").read_bytes() == weights
+
+
+def test_the_newest_checkpoint_is_not_told_by_the_clock(tmp_path):
+    import torch
+    for n, name in enumerate(("last-2", "last-1", "last")): write_atomic({"w": torch.zeros(1)}, tmp_path / f"{name}.safetensors", step=n)
+    for n, name in enumerate(("last", "last-1", "last-2")): os.utime(tmp_path / f"{name}.safetensors", (10**9 * n, 10**9 * n))
+    assert newest(tmp_path)[2]["step"] == 2 and [f.stem for f in places(tmp_path)] == ["last", "last-1", "last-2"]
+
+
+ODD = ["with a space.jpg", "new\nline.jpg", "\U0001f600\u202egnp.jpg", "x" * 251 + ".jpg", "é" * 125 + ".JPG", "-rf.jpg", "'a\"b`$(touch ran).jpg", "<script>alert(1)</script>.jpg", "%2e%2e.jpg", "a\\b.jpg", "nul\x01.jpg"]
+
+
+def test_odd_names_and_a_clock_set_back_in_a_gallery(data, model, tmp_path):
+    photos, store = tmp_path / "photos", tmp_path / "store"
+    photos.mkdir()
+    good = sorted((data / "CUHK-PEDES/imgs").rglob("*.jpg"))
+    names = [n for n in ODD if "/" not in n]
+    for name, f in zip(names, good): shutil.copy(f, photos / name)
+    shutil.copy(good[-1], os.fsencode(photos) + b"/\xff\xfe.jpg") # no text in any encoding
+    report = index(photos, store, model)
+    assert report.new == len(names) and len(report.bad) == 1 and "its name is no UTF-8" in str(report) and "\x01" not in str(report)
+    found = search("a red coat", store, len(names))
+    assert {h.item.path for h in found} == set(names) and all(h.file.exists() for h in found)
+    assert "<script>" not in sheet(found) and str(found).count("\n") == len(names) - 1
+    for f in photos.iterdir(): os.utime(f, (0, 0)) # as if written before all that is known
+    shutil.copyfile(good[40], photos / names[0])
+    os.utime(photos / names[0], (4e9, 4e9)) # and one in the far future
+    report = index(photos, store)
+    assert (report.new, report.changed, report.deleted) == (0, len(names), 0) and report.again == len(names) - 1
+    assert index(photos, store).changed == 0
+
+
+def test_odd_names_in_a_pack(copy):
+    images, file = copy / "CUHK-PEDES/imgs", copy / "CUHK-PEDES/reid_raw.json"
+    entries = json.loads(file.read_text())
+    names = [n for n in ODD if "\\" not in n and "/" not in n]
+    for e, name in zip(entries, names):
+        (images / e["file_path"]).rename(images / name)
+        e["file_path"] = name
+    file.write_text(json.dumps(entries))
+    write_pack(copy, "CUHK-PEDES", (96, 48), workers=1, progress=False)
+    packed = image_source(copy, "CUHK-PEDES", [str(images / n) for n in names], (96, 48))
+    assert type(packed).__name__ == "Packed" and len(packed) == len(names)
