@@ -59,6 +59,7 @@ tests: $(READY) browser ## what a notebook cannot test: processes, commands, fau
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 10 tests
 
 soak: $(READY) ## kill it, fill it, load it for half an hour; the report goes into tests/faults/README.md
+	$(BIN)/pip install --quiet --disable-pip-version-check atheris
 	$(BIN)/python tests/faults/soak.py $(ARGS)
 
 explore: $(READY) ## search people on a web page; make explore ARGS='--store STORE' for your own

@@ -18,7 +18,7 @@ from .why import words
 from .controls import Grid, button, labelled, opener, row
 from .gallery import Gallery, ablated, examples, facets, open_gallery, seen_by
 from .session import DEEP, MAX_UPLOAD, Session
-from .show import STYLE, found, moved_html, picture, proportions, prototypes_html, safe, status, views, why_head, why_html
+from .show import STYLE, found, moved_html, picture, proportions, prototypes_html, safe, status, strip_html, views, why_head, why_html
 
 # %% ../nbs/14h_explore.ipynb #15d75f8d
 class Explorer:
@@ -32,8 +32,9 @@ class Explorer:
         self.more = row(*(opener(n, p) for n, p in (("Filters", self.filter_box), ("Ask with a picture", self.picture_box), ("Compare models", self.second_box))))
         self.status = w.HTML(status("Describe somebody, or let yourself be surprised."))
         self.status.add_class("live")
-        self.first, self.other = Grid(lambda r: self._do(self.session.choose, r)), Grid(lambda r: self._do(self.session.choose, r, True))
-        results = row(self.first.all, self.other.all, kind=w.Box, classes="main-area two")
+        look = lambda r, *second: self._do(self.session.choose, r, *second, busy=f"Looking at result {r} ...")
+        self.first, self.other, self.empty = Grid(look), Grid(lambda r: look(r, True)), w.HTML(strip_html(gallery))
+        results = row(self.empty, self.first.all, self.other.all, kind=w.Box, classes="main-area two")
         lead = f'<h1>Who is it?</h1><p class="lead">{safe(gallery.title)}, read by the model {safe(gallery.name)}</p>'
         style = STYLE + f"<style>.cx{{--shape:{proportions(gallery):.3f}}}</style>"
         top = row(w.HTML(style), w.HTML(lead), self.ask_row, self.chips, self.more, self.filter_box, self.picture_box, self.second_box, self.status, self.asked, kind=w.VBox, classes="stack top")
@@ -189,10 +190,11 @@ def draw(self: Explorer):
     self.quiet = True
     try:
         s = self.session
+        self.empty.layout.display = "none" if s.answer else None
         if s.answer: self._draw_answer(s)
         self.first.show(s.answer, s.gallery.name if s.second else "", s.chosen and not s.chosen[1] and s.chosen[0].rank)
         self.other.show(s.second, s.label if s.second else "", s.chosen and s.chosen[1] and s.chosen[0].rank)
-        self.keep_row.layout.display = None if s.answer else "none"
+        self.keep_row.layout.display = None if s.answer and s.answer.hits else "none"
         self.asked.layout.display = None if s.ask.image or s.ask.upload else "none"
         self._draw_why(s)
         if s.answer: self.say(found(s.answer) if not s.second else f"{found(s.answer, s.gallery.name + ': ')} {found(s.second, s.label + ': ')}") # last, when it is true
@@ -211,7 +213,10 @@ def _draw_why(self: Explorer, s): # the panel of the chosen result
     self.why_box.layout.display = None if s.chosen else "none"
     (self.box.add_class if s.chosen else self.box.remove_class)("split") # two columns where there is room
     if not s.chosen: self.asked_words = None; return
-    hit, file, why = s.chosen[0], str(s.chosen[0].file), s.why()
+    hit, file = s.chosen[0], str(s.chosen[0].file)
+    self.why_box.add_class("waiting") # until all of it is about this result
+    self.why_head.value = f"<h2>Looking at result {hit.rank} ...</h2>"
+    why = s.why()
     self.why_head.value = why_head(hit, why, s.ask)
     parts = [self.why_head, self.why_row]
     if why:
@@ -222,6 +227,7 @@ def _draw_why(self: Explorer, s): # the panel of the chosen result
         self.moved.value = moved_html(s.edited, *s.moved(), DEEP) if s.changes else '<p class="note">Switch a word off, or swap it, and see who moves.</p>'
     self.view.layout.display = None if why else "none"
     self.why_box.children = tuple(parts)
+    self.why_box.remove_class("waiting")
 
 @patch
 def _draw_words(self: Explorer, s, why): # menus and switches of this sentence's words

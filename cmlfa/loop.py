@@ -275,7 +275,8 @@ def fit_epoch(self: Trainer):
             self.train_step(self.prepare(batch))
             if self.step % self.cfg.log_period == 0: self.read()
     self.read()
-    self.call("after_epoch")
+    try: self.call("after_epoch")
+    except UserError as e: raise CutShort(str(e)) from e # the epoch itself is sound and is kept
     self.epoch, self.done, self.seen = self.epoch + 1, 0, None
 
 # %% ../nbs/12c_loop.ipynb #b5a19f10

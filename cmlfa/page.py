@@ -64,6 +64,7 @@ const each = (what, act) => document.querySelectorAll(what).forEach(act);
 new MutationObserver(() => { // what widgets do not tell a screen reader
   each(".cx .live > .widget-html-content:not([aria-live])", e => e.setAttribute("aria-live", "polite"));
   each(".cx .widget-toggle-button", e => e.setAttribute(e.classList.contains("opens") ? "aria-expanded" : "aria-pressed", e.classList.contains("mod-active")));
+  each(".cx .widget-slider [role=slider]", e => e.setAttribute("aria-label", e.closest(".widget-slider").querySelector("label").textContent));
   each(".cx .widget-upload", e => { const name = e.textContent.replace(/ \\(\\d+\\)$/, ""); if (name !== e.textContent) e.textContent = name; });
 }).observe(document.body, {childList: true, subtree: true, attributes: true, attributeFilter: ["class"]});
 document.addEventListener("click", e => { // on a narrow window the explanation is below; go there once it is drawn

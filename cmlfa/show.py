@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'safe', 'as_url', 'picture', 'alt', 'card', 'views', 'shown', 'heat_figure', 'why_html', 'prototypes_html',
-           'why_head', 'step', 'moved_html', 'proportions', 'status', 'found']
+           'why_head', 'step', 'moved_html', 'proportions', 'strip_html', 'status', 'found']
 
 # %% ../nbs/14f_show.ipynb #3ab0d0ab
 import base64, html, io
@@ -164,7 +164,8 @@ def moved_html(
 ) -> str: # HTML
     "Two rankings beside each other."
     kind = lambda m: "same" if m.new == m.old else "down" if m.new is None or (m.old and m.new > m.old) else "up"
-    one = lambda m: f'<figure class="{kind(m)}"><img src="{picture(str(m.item.file), 128)}" alt="{html.escape(m.item.path)}"><figcaption>{step(m, deep)}</figcaption></figure>'
+    went = lambda m: step(m, deep).replace(" was", "<br>was")
+    one = lambda m: f'<figure class="{kind(m)}"><img src="{picture(str(m.item.file), 128)}" alt="{html.escape(m.item.path)}"><figcaption>{went(m)}</figcaption></figure>'
     this = f'<p class="note">The chosen image: <b class="{kind(mine)}">rank {step(mine, deep)}</b></p>' if mine else ""
     return f'<p class="said edited">{safe(edited)}</p>{this}<div class="moves">{"".join(map(one, rest))}</div>'
 
@@ -176,6 +177,16 @@ def proportions(
     files = list(gallery.items)[::max(1, len(gallery.items) // 9)]
     shapes = [im.width / im.height for f in files if (im := thumbnail(Path(f), 64))]
     return float(np.clip(np.median(shapes or [.5]), .3, 1.))
+
+# %% ../nbs/14f_show.ipynb #c1a0f2d5
+def strip_html(
+    gallery: Gallery, # what is searched
+    n: int = 14, # how many images, at most
+) -> str: # HTML
+    "Some of the images."
+    files = list(gallery.items)[::max(1, len(gallery.items) // n)][:n]
+    images = "".join(f'<img src="{src}" alt="">' for f in files if (src := picture(f)))
+    return f'<div class="strip" role="img" aria-label="Some of the images that are searched">{images}</div>'
 
 # %% ../nbs/14f_show.ipynb #1dae9766
 def status(
@@ -209,24 +220,27 @@ body[data-jp-theme-light=false] .cx,body.vscode-dark .cx,body.theme-dark .cx{--b
 .cx .widget-label,.cx label{color:var(--soft);font:13px/1.4 inherit;font-family:inherit;width:auto!important;height:auto;text-align:left;padding:0}
 .cx input:not([type=range]),.cx select,.cx textarea{font:inherit;color:var(--fg)!important;background:var(--bg)!important;border:1px solid var(--line)!important;border-radius:10px;height:40px;padding:4px 12px;box-sizing:border-box;min-width:0}
 .cx button,.cx .jupyter-button{font:inherit;font-size:14px;color:var(--fg);background:var(--card);border:1px solid var(--line);border-radius:10px;height:auto;min-height:36px;width:auto;padding:5px 13px;box-shadow:none;white-space:normal;line-height:1.35;text-align:left;margin:0;cursor:pointer;overflow-wrap:anywhere}
+.cx input::placeholder{color:var(--soft)!important;opacity:1}
 .cx button:hover:enabled{border-color:var(--accent);background:var(--tint);box-shadow:none}.cx :is(button,input,select,textarea):focus-visible{outline:3px solid var(--accent)!important;outline-offset:1px}
-.cx button:disabled{opacity:.5;cursor:default}.cx button.mod-primary,.cx .main button,.cx button.main{background:var(--accent);color:var(--on);border-color:var(--accent);font-weight:600;text-align:center}.cx button.main:hover:enabled{filter:brightness(1.1);background:var(--accent)}
+.cx button.opens.mod-active{background:var(--tint);border-color:var(--accent);color:var(--accent);font-weight:600}.cx button.opens::after{content:" \\25BE" / ""}.cx button.opens.mod-active::after{content:" \\25B4" / ""}.cx button:disabled{opacity:.5;cursor:default}.cx button.mod-primary,.cx .main button,.cx button.main{background:var(--accent);color:var(--on);border-color:var(--accent);font-weight:600;text-align:center}.cx button.main:hover:enabled{filter:brightness(1.1);background:var(--accent)}
 .cx .row{display:flex;flex-flow:row wrap;gap:8px;align-items:end}.cx .row>*{margin:0}.cx .field{display:flex;flex-direction:column;align-items:stretch;gap:3px;width:auto;height:auto;margin:0}.cx .field>*{margin:0}
 .cx select,.cx .field input{flex:none!important;width:100%}.cx .field.narrow{flex:0 1 150px}.cx .ask{flex:1 1 280px}.cx .ask input{height:48px;font-size:17px;width:100%}.cx button.main{min-height:48px;padding:8px 22px;font-size:16px}.cx .chips button{border-radius:999px;font-size:13px;min-height:32px;padding:3px 13px;color:var(--soft)}.cx .chips button:hover{color:var(--fg)}
 .cx .panel{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:14px;gap:10px}.cx .why-panel{display:flex;flex-direction:column;gap:12px;padding:16px}.cx .stack{gap:12px}
 .cx .status{min-height:1.5em;color:var(--soft);margin:2px 0}.cx .status.error{color:var(--wrong);font-weight:600}.cx .status.busy::before{content:"";display:inline-block;width:.8em;height:.8em;margin-right:.5em;border:2px solid var(--line);border-top-color:var(--accent);border-radius:50%;animation:cxturn 1s linear infinite;vertical-align:-.1em}
 @keyframes cxturn{to{transform:rotate(1turn)}}@media(prefers-reduced-motion:reduce){.cx .status.busy::before{animation:none}}
-.cx .main-area{display:grid;grid-template-columns:minmax(0,1fr);gap:20px;align-items:start}.cx .main-area.two{grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr))}
-.cx .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(96px,1fr));gap:12px;align-items:start}.cx .hit{position:relative;margin:0;min-width:0}
+.cx .main-area{display:grid;grid-template-columns:minmax(0,1fr);gap:20px;align-items:start}.cx .main-area.two{column-gap:36px;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr))}
+.cx .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(90px,1fr));gap:12px;align-items:start}.cx .hit{position:relative;margin:0;min-width:0}
 .cx figure{margin:0;min-width:0}.cx .pic{position:relative;border-radius:10px;overflow:hidden;border:3px solid var(--line);background:var(--card);aspect-ratio:var(--shape,1/2);display:flex}
 .cx .pic img{width:100%;height:100%;object-fit:cover;display:block}.cx .gone{margin:auto;color:var(--soft)}.cx .right .pic{border-color:var(--right)}.cx .wrong .pic{border-color:var(--wrong);border-style:dashed}
 .cx .chosen .pic{box-shadow:0 0 0 3px var(--bg),0 0 0 6px var(--accent)}.cx .rank,.cx .sign{position:absolute;top:0;padding:0 7px;font-size:13px;line-height:22px;background:rgba(12,17,25,.72);color:#fff}.cx .rank{left:0;border-bottom-right-radius:8px}.cx .sign{right:0;border-bottom-left-radius:8px}
 .cx .right .sign{background:#1a7f37}.cx .wrong .sign{background:#c0392b}.cx figcaption{font-size:13px;line-height:1.35;margin-top:4px;overflow-wrap:anywhere}.cx figcaption small{display:block;font-size:12px}
 .cx .hit button.over{position:absolute;inset:0;width:100%;height:100%;background:transparent;border:0;color:transparent;border-radius:12px;padding:0}.cx .hit button.over:is(:hover,:focus,:active){background:transparent!important;box-shadow:none!important}.cx .hit button.over::after{content:"why?";white-space:nowrap;position:absolute;left:50%;bottom:56px;transform:translateX(-50%);padding:1px 12px;border-radius:99px;background:var(--accent);color:var(--on);font-weight:600;opacity:0}.cx .hit button.over:is(:hover,:focus-visible)::after{opacity:1}
 .cx .said{font-size:16px;line-height:2}.cx .said bdi bdi{border-radius:4px 4px 0 0;padding:1px 3px}.cx .pair{display:flex;flex-wrap:wrap;gap:10px}.cx .pair img{height:min(300px,70vw);min-width:0;border-radius:10px;object-fit:contain}
-.cx .protos,.cx .moves{display:grid;grid-template-columns:repeat(auto-fill,minmax(58px,1fr));gap:8px}.cx .protos img,.cx .moves img{width:100%;aspect-ratio:var(--shape,1/2);object-fit:cover;border-radius:6px;display:block;border:2px solid transparent;box-sizing:border-box}.cx .protos .chosen img{border-color:var(--accent)}
+.cx .protos,.cx .moves{display:grid;grid-template-columns:repeat(auto-fill,minmax(58px,1fr));gap:8px}.cx .protos{grid-template-columns:repeat(auto-fit,minmax(50px,1fr));gap:6px}.cx .protos figure{max-width:110px}.cx .protos figcaption{font-size:11.5px}.cx .protos img,.cx .moves img{width:100%;aspect-ratio:var(--shape,1/2);object-fit:cover;border-radius:6px;display:block;border:2px solid transparent;box-sizing:border-box}.cx .protos .chosen img{border-color:var(--accent)}
 .cx .up{color:var(--right)}.cx .down{color:var(--wrong)}.cx .moves figcaption{font-weight:600}.cx .moves .same{color:var(--soft)}
 .cx .words{display:flex;flex-flow:row wrap;gap:5px}.cx .words button{border-radius:8px;min-height:32px;padding:2px 10px}.cx .words button:not(.mod-active){text-decoration:line-through;color:var(--soft);background:transparent;border-style:dashed}.cx .words button.mod-active{background:var(--tint);border-color:var(--accent)}
-.cx a.file{display:inline-block;padding:6px 14px;border-radius:10px;border:1px solid var(--accent);color:var(--accent);text-decoration:none;font-weight:600}.cx .asked{display:flex;gap:10px;align-items:center}.cx .asked img{height:72px;border-radius:8px}
+.cx a.file{display:inline-block;padding:6px 14px;border-radius:10px;border:1px solid var(--accent);color:var(--accent);text-decoration:none;font-weight:600}.cx .asked{display:flex;gap:6px 16px;align-items:center}.cx .row.asked>.widget-html{width:auto;flex:none;align-self:center}.cx .row.asked>button{align-self:center}.cx .asked img{height:72px;border-radius:8px}
+.cx .panel.row{gap:10px 16px}.cx .slider-container{flex:none!important;width:100%;height:28px;display:flex;align-items:center}.cx .slider-container .slider{width:100%}.cx .noUi-target{background:var(--line);border:0;box-shadow:none;height:6px;border-radius:3px}.cx .noUi-handle{border:2px solid var(--accent);background:var(--bg);box-shadow:none}.cx .widget-readout{flex:none!important;height:auto;min-width:0;text-align:left;padding:0;color:var(--soft)}
+.cx .why-panel .field:not(.narrow){flex:1 1 100%}.cx .strip{display:flex;gap:10px;overflow:hidden}.cx .strip img{height:180px;border-radius:10px;flex:none}.cx .waiting>*:not(:first-child){opacity:.35}
 @media(max-width:560px){.cx .grid{grid-template-columns:repeat(auto-fill,minmax(92px,1fr));gap:9px}.cx h1{font-size:1.35em}.cx button.main{flex:1 1 auto}}
 </style>"""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import BIN
+from conftest import BIN, run
 from PIL import Image
 
 EVIL = "<img src=x onerror=window.hacked=1>" # a file's name; in words, menus and captions too
@@ -227,10 +227,10 @@ def test_a_visit(visit, gallery):
     label = camera.locator("option").nth(2).inner_text() # as in 'cam_b (9)'
     name, n = re.fullmatch(r"(\S+) \((\d+)\)", label.replace("\xa0", " ")).groups()
     camera.select_option(index=2)
-    v.status(rf"^{min(12, int(n))} images in \d+ ms")
+    v.status(rf"^{min(12, int(n))} images, in \d+ ms")
     assert {s.split(" · ")[-1] for s in p.locator(".hit:visible small").all_inner_texts()} == {name}
     camera.select_option(index=0)
-    v.status(r"^12 images in")
+    v.status(r"^12 images, in")
     p.get_by_role("button", name="Ask with a picture").click()
     picture = next((gallery / "CUHK-PEDES/imgs").glob("cam_a/0*.jpg")).read_bytes()
     v.upload("me.jpg", picture)
@@ -248,7 +248,7 @@ def test_a_visit(visit, gallery):
     p.get_by_role("button", name="Why is result 1 here?").click()
     p.locator(".note", has_text="counts the picture and the words together").wait_for()
     p.get_by_role("button", name="Ask without the picture").click()
-    v.status(r"^12 images in")
+    v.status(r"^12 images, in")
     for kind in ("PNG", "HTML", "JSON"):
         p.get_by_role("button", name=f"Keep as {kind}").click()
         with p.expect_download() as kept: p.get_by_role("link", name=f"Save ranking.{kind.lower()}").click()
@@ -350,8 +350,8 @@ def test_elsewhere_it_asks_for_a_token(gallery, tmp_path):
     finally: assert stop(process) == (0, []), log.read_text()
 
 
-def test_what_is_wrong_is_said_before_the_page_opens(page, tmp_path):
+def test_what_is_wrong_is_said_before_the_page_opens(page, gallery, tmp_path):
     port = page.split(":")[2].strip("/")
-    for args, said in ((["--store", "nothing"], "nothing: there is no store here"), (["--port", port], f"port: {port} on 127.0.0.1 cannot be used"), (["--model", "no-such"], "no-such: there is no such folder or file"), (["--store", "people.db"], "people.db: Milvus Lite is for one process")):
-        done = subprocess.run([BIN / "cmlfa_explore", *args], cwd=tmp_path, env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)}, capture_output=True, text=True, timeout=120)
+    for args, said in ((["--store", "nothing"], "nothing: there is no store here"), (["--port", port], f"port: {port} on 127.0.0.1 cannot be used"), (["--data", gallery, "--model", "no-such"], "no-such: there is no such folder or file"), (["--store", "people.db"], "people.db: Milvus Lite is for one process")):
+        done = run("cmlfa_explore", *args, cwd=tmp_path)
         assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

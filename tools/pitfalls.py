@@ -180,20 +180,26 @@ def runs_of(study: str, wanted: list[tuple[str, int]], folder: str):
     for name, seed in wanted: yield name, train_head(splits, sides, seed, *LEAK[name]) if study == "leak" else train_reader(splits, vectors, seed, MASKS[name])
 
 
-def main(names: list[str]):
-    record = json.loads(OUT.read_text()) if OUT.exists() else dict(
+def stored() -> dict:
+    "What the file holds, or a fresh one would."
+    return json.loads(OUT.read_text()) if OUT.exists() else dict(
         command="python tools/pitfalls.py --all", date=str(date.today()), machine=machine() + ", one thread", versions=f"torch {version('torch')}", seeds=SEEDS,
         people=dict(train=PEOPLE.train, val=PEOPLE.val, test=PEOPLE.test), batch_size=BATCH, chance=round(100 / PEOPLE.test, 2),
         leak=dict(HEAD, rows={n: [] for n in LEAK}), masks=dict(READER, rows={n: [] for n in MASKS}))
+
+
+def main(names: list[str]):
     for study in names:
-        rows = record[study]["rows"]
+        rows = stored()[study]["rows"]
         wanted = [(name, seed) for seed in SEEDS for name in STUDIES[study] if seed not in {r["seed"] for r in rows[name]}]
         if not wanted: continue
         with tempfile.TemporaryDirectory() as folder:
             for name, run in runs_of(study, wanted, folder):
-                rows[name] = sorted([*rows[name], run], key=lambda r: r["seed"])
+                record = stored() # anew: another process may have written meanwhile
+                record[study]["rows"][name] = sorted([*record[study]["rows"][name], run], key=lambda r: r["seed"])
                 OUT.write_text(json.dumps(record, indent=1) + "\n")
                 print(f"{name}, seed {run['seed']}: Rank-1 on test {[e['test'] for e in run['epochs']]}, {run['cpu_seconds']} s", run.get("orders", ""), flush=True)
+    record = stored()
     for study in STUDIES:
         for name, runs in record[study]["rows"].items(): print(f"{study}: {name:26s}" + "".join(f"{r['epochs'][-1]['test']:8.2f}" for r in runs) + "       -" * (len(SEEDS) - len(runs)))
 
