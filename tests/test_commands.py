@@ -72,7 +72,7 @@ def test_a_killed_run_goes_on(data, tmp_path):
     p = start(tmp_path, data)
     p.kill()
     p.communicate()
-    done = run("cmlfa_train", *PUBLISHED.format(data).split(), *TINY, "--num_epoch", "8", "--resume", cwd=tmp_path, check=True)
+    done = run("cmlfa_train", *PUBLISHED.format(data).split(), *TINY, "--num_epoch", "4", "--resume", cwd=tmp_path, check=True)
     assert "going on from last.safetensors at epoch" in done.stdout and "text to image" in done.stdout
 
 

@@ -52,11 +52,20 @@ def exports():
     return {n: m[1] for p in NBS.glob("[0-9]*.ipynb") for n in [p.stem] if (m := re.search(r"#\| default_exp (\w+)", p.read_text(encoding="utf-8")))}
 
 
+def taken(file):
+    "A file of the repository that a page links to; it comes along."
+    if (ROOT / file).is_file():
+        (PAGES / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, PAGES / file)
+    return file
+
+
 def links(text, up=""):
     "Links between notebooks, guides and README become links between pages; inside HTML too, whose anchors are the site's."
     text = re.sub(r"(\]\()(?:\.\./README\.md|index\.ipynb)", rf"\1{up}index.md", text)
     text = re.sub(r"(\]\()(?:\.\./)?(\w+)\.ipynb", rf"\1{up}\2.md", text)
     text = re.sub(r"(\]\()\.\./data_prep/", r"\1data_prep/", text)
+    text = re.sub(r"(\]\()\.\./([\w./-]+\.(?:json|yaml|csv|py))(?=\))", lambda m: m[1] + up + taken(m[2]), text)
     text = re.sub(r"(\]\([^)\s]*)(#[^)]+)", lambda m: m[1] + m[2].lower(), text)
     return re.sub(r'href="(\w+)\.ipynb(?:#([^"]*))?"', lambda m: f'href="{m[1]}.html' + (f'#{make_id(html.unescape(m[2]).replace("-", " "))}"' if m[2] else '"'), text)
 
