@@ -282,6 +282,7 @@ def main(argv=None):
     os.environ[SETTINGS] = json.dumps(asked | dict(compare=[place(m, bundled) for m in a.compare]))
     token, names = ("", LOOPBACK) if host in LOOPBACK else (secrets.token_urlsafe(24), set())
     with short_folder() as folder:
+        os.environ["TMPDIR"] = folder # what visitors upload goes with the page, however their kernels end
         app = server(Path(folder), host, port, token, names)
         url = f"http://{f'[{host}]' if ':' in host else socket.gethostname() if host == '0.0.0.0' else host}:{port}/" + (f"?token={token}" if token else "")
         def ready(): # once somebody listens
