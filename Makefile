@@ -58,7 +58,7 @@ browser: $(READY) # Chromium for the tests: the system's where one may install i
 tests: $(READY) browser ## what a notebook cannot test: processes, commands, faults
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 10 tests
 
-soak: $(READY) ## kill it, fill it, load it for half an hour; the report goes into tests/faults/README.md
+soak: $(READY) ## kill it, fill it, load it, for some hours; the report goes into tests/faults/README.md
 	$(BIN)/pip install --quiet --disable-pip-version-check atheris
 	$(BIN)/python tests/faults/soak.py $(ARGS)
 
