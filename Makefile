@@ -15,6 +15,7 @@ $(READY): settings.ini setup.py pyproject.toml
 	@echo "installing into .venv (about 6 GB, mostly PyTorch; a few minutes)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -c "import matplotlib.font_manager" # its list of fonts, which the first to draw would announce
 	@touch $@
 
 demo: $(READY) ## draw the data, train CMLFA, search people it has never seen (runs/demo)

@@ -88,7 +88,7 @@ def check_same(
 ):
     "Refuse to go on with a run under settings that would make it another run."
     now, usual = as_json(cfg), as_json(Config())
-    if lost := next((k for k in before if k not in now), ""): raise UserError(f"{file}: was trained with {lost} {before[lost]}, a setting that this version does not have; go on with the version that wrote it, or start a new run under another name.")
+    if lost := next((k for k in before if k not in now and k not in FREE), ""): raise UserError(f"{file}: was trained with {lost} {before[lost]}, a setting that this version does not have; go on with the version that wrote it, or start a new run under another name.")
     for k, v in (usual | before).items(): # what the checkpoint does not know yet was as it usually is
         if k not in FREE and now[k] != v:
             raise UserError(f"{file}: was trained with {k} {v}, and {now[k]} is asked for now; give the same, or start a new run under another name.")
@@ -200,12 +200,13 @@ def losing(
     "What dies beside us becomes a sentence, or a stop where whoever ended it ends this process as well; and a full memory has one name."
     try: yield
     except (RuntimeError, MemoryError) as e:
-        helper, other = "DataLoader worker" in str(e), isinstance(e, torch.distributed.DistError) or "gloo" in str(e)
+        helper = "DataLoader worker (pid" in str(e) or isinstance(e, MemoryError) and "DataLoader worker" in str(e) # its death, and no error that it reports
+        other = isinstance(e, torch.distributed.DistError) or "gloo" in str(e)
         if helper or other: time.sleep(1) # a signal to all processes may reach the others first
         if signals.asked: raise Stopped(signals.asked) from e # whatever broke, it broke because everything is being stopped
         if helper: raise CutShort(f"a process that loads images ended ({str(e).split('.')[0]}), most often for lack of memory; go on with a smaller --num_workers.") from e
-        if other: raise CutShort("another process of this training has ended; why, it says itself, or the system's log does.") from e
         if no_memory(e): raise torch.OutOfMemoryError(str(e)) from e
+        if other: raise CutShort(f"another process of this training has ended or cannot be reached ({' '.join(str(e).split())[:200]}); why, it says itself, or the system's log does.") from e
         raise
 
 # %% ../nbs/12b_checkpoint.ipynb #c4de47e7

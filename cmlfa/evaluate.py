@@ -22,7 +22,8 @@ from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 from .data import Split
 from .batches import Files, gallery_loader, normalise
-from .gather import all_parts, part, ranks
+from .synth import UserError
+from .gather import all_parts, anywhere, part, ranks, sentences
 from .model import CMLFA
 from .measures import MEASURES, Scores, means, per_query
 
@@ -38,7 +39,12 @@ def embed_images(
     "Embed images, in order; processes that train together each embed a part, and must all call this."
     n = len(images)
     loader = gallery_loader(Subset(images, range(n)[part(n)]) if ranks() > 1 else images, batch_size, num_workers)
-    out = [model.encode_image(normalise(x.to(model.device))).cpu() for x in tqdm(loader, "images", leave=False, disable=None if progress else True)]
+    out, trouble = [], None
+    try: out = [model.encode_image(normalise(x.to(model.device))).cpu() for x in tqdm(loader, "images", leave=False, disable=None if progress else True)]
+    except Exception as e: trouble = e
+    if anywhere(trouble is not None)[0]: # all stop here, before any waits for another
+        said = sentences(trouble and (str(trouble) or type(trouble).__name__))
+        raise trouble or UserError(said[0])
     return all_parts(torch.cat(out) if out else torch.zeros(0, model.arch.dim), n)
 
 # %% ../nbs/11_evaluate.ipynb #7dc1301e

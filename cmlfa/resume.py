@@ -27,7 +27,7 @@ def trained_on(
     split: Split, # training split
 ) -> list: # images, captions, checksum
     "What tells one set of training data from another."
-    start = len(os.path.commonpath(split.paths)) if len(split.paths) > 1 else 0
+    start = len(os.path.commonpath(split.paths)) if len(split.paths) > 1 else len(os.path.dirname(split.paths[0]))
     facts = [[p[start:] for p in split.paths], split.captions, split.owner.tolist(), split.identities.tolist()]
     return [len(split.paths), len(split.captions), hashlib.sha256(json.dumps(facts).encode()).hexdigest()]
 

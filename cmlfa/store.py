@@ -63,6 +63,7 @@ def _take_lock(self: Store): # or say who has it
     except BlockingIOError:
         self._lock.seek(0)
         raise UserError(f"{self.folder}: process {self._lock.read().strip() or 'unknown'} is writing into this store; wait until it is done. Searching goes on meanwhile.") from None
+    except OSError: pass # a file system without locks
     self._lock.truncate(0)
     print(os.getpid(), file=self._lock, flush=True)
 

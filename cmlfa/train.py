@@ -116,8 +116,14 @@ class Alone(Callback):
         self.take(folder)
         if (folder / "configs.yaml").exists(): raise UserError(f"{folder}: another process has begun a run here meanwhile; choose another --name, or go on with it with --resume.")
 
-    def after_fit(self, t):
+    def after_fit(self, t): self.release()
+
+    def release(self):
         if self.lock: self.lock.close()
+
+    def __enter__(self): return self
+
+    def __exit__(self, *error): self.release()
 
 # %% ../nbs/12f_train.ipynb #361e3576
 def model_of(
@@ -147,12 +153,15 @@ def go_on(
 def make_trainer(
     cfg: Config, # settings
     progress: bool = True, # show a bar and the log's lines
+    here: Alone | None = None, # who holds the folder beyond training; otherwise it is given up after `fit`
 ) -> tuple[Trainer, Log]: # ready to fit
     "Read the data, build the model, and only then make the run folder."
     set_seed(cfg.seed)
     trackers = Trackers(cfg.trackers) # refuses those that are not here
     folder, said, data = run_folder(cfg), [], (cfg.root_dir, cfg.dataset_name)
-    (number, together), here = join(cfg.cpu), Alone()
+    number, together = join(cfg.cpu)
+    ends = [] if here else [Alone()] # gives the folder up after `fit`
+    here = here or ends[0]
     if not number and folder.is_dir(): here.take(folder)
     splits, images = open_splits(*data, cfg.img_size, cfg.seed, cfg.allow_missing, said.append)
     train = splits["train"]
@@ -162,7 +171,7 @@ def make_trainer(
     model = model_of(cfg, len(train.identities.unique()))
     log = Log(os.devnull if number else folder / "log.txt", quiet=number or not progress)
     writers = [] if number else [History(folder / "history.jsonl"), TensorBoard(), trackers] # only the first process writes
-    callbacks = [log, Validate(log, images[cfg.val_dataset]), *writers, Checkpoint()] + [Progress()] * (progress and not number) + [here]
+    callbacks = [log, Validate(log, images[cfg.val_dataset]), *writers, Checkpoint()] + [Progress()] * (progress and not number) + ends
     trainer = Trainer(model, loader, Augment(model.tokenizer, cfg.img_aug, cfg.pad, cfg.flip), cfg, splits[cfg.val_dataset], folder, callbacks)
     said += go_on(trainer)
     if rank_mean(torch.tensor(float(trainer.step), dtype=torch.float64, device=trainer.accelerator.device)) != trainer.step:
@@ -182,7 +191,7 @@ def too_large(
     doing: str = "training", # or measuring, or building
 ) -> str: # a sentence
     "What to try when the memory of the device is full."
-    if doing == "building": return f"{'pretrain_choice' if cfg.pretrain_choice != 'none' else 'backbone'}: the model alone does not fit the memory of the device; choose a smaller one, or end what else uses the device."
+    if doing == "building": return f"{'pretrain_choice' if cfg.pretrain_choice != 'none' else 'backbone'}: the model, its optimiser and the data do not fit the memory here; end what else uses it, or start a new run with a smaller model."
     if doing == "measuring": return f"test_batch_size: {cfg.test_batch_size} images or captions at once do not fit the memory of the device; go on with --test_batch_size {max(1, cfg.test_batch_size // 2)}."
     name, n = ("cache_chunk", cfg.cache_chunk) if cfg.cache_chunk else ("batch_size", cfg.batch_size)
     return f"{name}: {n} pairs at once do not fit the memory of the device; go on with --cache_chunk {max(1, n // 2)}, which gives the same result piece by piece, or with --checkpoint_activations; a new run may also have a smaller --batch_size."
@@ -204,21 +213,22 @@ def train(
     progress: bool = True, # show a bar and the log's lines
 ) -> dict: # the test report
     "One run from settings to metrics.json."
-    with roomy(cfg, "building"): trainer, log = make_trainer(cfg, progress)
-    if trainer.main: save_config(replace(cfg, resume=False, resume_ckpt_file="", config_file=""), trainer.folder / "configs.yaml") # settings, not acts
-    try: trainer.fit()
-    except torch.OutOfMemoryError as e: raise UserError(f"{too_large(cfg, 'training' if trainer.done < len(trainer.loader) else 'measuring')} {stand(trainer.folder)}") from e
-    except (UserError, OSError) as e: raise UserError(f"{e}{'' if str(e).endswith('.') else '.'} {stand(trainer.folder)}") from e
-    except Stopped as e: raise Stopped(f"stopped by {e}. {stand(trainer.folder)}") from None
-    trainer.accelerator.wait_for_everyone() # the best epoch may still be on its way to the disk
-    with roomy(cfg, "measuring"): report = test_run(trainer.folder, cfg, train_seconds=round(time.time() - trainer.start, 1))
-    if not trainer.main: return report
-    page = write_page(trainer.folder, report, cfg)
-    log.write(f"trained to epoch {cfg.num_epoch} in {report['train_seconds']:.0f} s; best R1 on {cfg.val_dataset}: {trainer.best:.2f}")
-    how = "searched once" if cfg.val_dataset == "val" else "which also chose the epoch"
-    log.write(f"test, {how}, with epoch {report['epoch']}:\n{table(report)}")
-    log.write(f"all of it on one page: {page}")
-    return report
+    with Alone() as here: # to the end of the test
+        with roomy(cfg, "building"): trainer, log = make_trainer(cfg, progress, here)
+        if trainer.main: save_config(replace(cfg, resume=False, resume_ckpt_file="", config_file=""), trainer.folder / "configs.yaml") # settings, not acts
+        try: trainer.fit()
+        except torch.OutOfMemoryError as e: raise UserError(f"{too_large(cfg, 'training' if trainer.done < len(trainer.loader) else 'measuring')} {stand(trainer.folder)}") from e
+        except (UserError, OSError) as e: raise UserError(f"{e}{'' if str(e).endswith('.') else '.'} {stand(trainer.folder)}") from e
+        except Stopped as e: raise Stopped(f"stopped by {e}. {stand(trainer.folder)}") from None
+        trainer.accelerator.wait_for_everyone() # the best epoch may still be on its way to the disk
+        with roomy(cfg, "measuring"): report = test_run(trainer.folder, cfg, train_seconds=round(time.time() - trainer.start, 1))
+        if not trainer.main: return report
+        page = write_page(trainer.folder, report, cfg)
+        log.write(f"trained to epoch {cfg.num_epoch} in {report['train_seconds']:.0f} s; best R1 on {cfg.val_dataset}: {trainer.best:.2f}")
+        how = "searched once" if cfg.val_dataset == "val" else "which also chose the epoch"
+        log.write(f"test, {how}, with epoch {report['epoch']}:\n{table(report)}")
+        log.write(f"all of it on one page: {page}")
+        return report
 
 # %% ../nbs/12f_train.ipynb #16dd50f2
 @contextmanager

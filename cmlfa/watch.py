@@ -13,7 +13,7 @@ import io
 import json
 from contextlib import suppress
 import os
-import resource
+import sys
 import time
 from pathlib import Path
 import torch
@@ -32,6 +32,8 @@ from .model import CMLFA
 from .loop import Callback
 from .checkpoint import as_json
 from .config import Config
+try: import resource
+except ImportError: resource = None # on Windows
 
 # %% ../nbs/12e_watch.ipynb #69326216
 class Log(Callback):
@@ -102,7 +104,8 @@ class History(Callback):
 def memory() -> float: # GB
     "The most memory that was in use at once, of the graphics card if there is one, else of the process."
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9 # Linux counts in KB
+    if resource is None: return 0. # on Windows
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9 # Linux counts in KB
 
 class Progress(Callback):
     "A bar with the loss, pairs a second, memory, and the time left."

@@ -46,7 +46,7 @@ def test_a_full_disk_is_said_and_packing_goes_on(copy, tmp_path):
     folder = copy / "CUHK-PEDES/packed"
     roomy = "import shutil; shutil.disk_usage = lambda _: type('Room', (), dict(free=10**12)); " # what others write after the check
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder]).returncode: pytest.skip("mounting is not allowed here")
     try:
         for workers in ("1", "2"):
             done = run("python", "-c", roomy + PACK, copy, *SIZE[:-1], workers, cwd=tmp_path)

@@ -22,6 +22,7 @@ def test_the_package_works_outside_the_checkout(tmp_path):
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", tmp_path / "site", source]
     done = subprocess.run(install, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    for file in ("py.typed", "models/synth-small/model.safetensors"): assert (tmp_path / "site/cmlfa" / file).is_file(), file
     code = "import cmlfa.model as m; print(m.__file__); m.CMLFA"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True)
     assert done.returncode == 0 and str(tmp_path / "site") in done.stdout, done.stdout + done.stderr

@@ -5,8 +5,10 @@
 
 A target may answer or raise a UserError; anything else is a find: its input is written to tests/fuzz/TARGET, where the tests try it again at each run."""
 import argparse
+import atexit
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,6 +16,7 @@ from pathlib import Path
 
 KEPT = Path(__file__).resolve().parent.parent / "tests/fuzz"
 SCRATCH = Path(tempfile.mkdtemp(prefix="fuzz"))
+atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
 
 
 def annotations(data: bytes):

@@ -1,5 +1,6 @@
 """A process of a training that is killed, and one that hangs: the others end, and the run goes on from its last checkpoint."""
 import os
+import re
 import signal
 import socket
 import time
@@ -25,7 +26,7 @@ def test_a_process_that_is_lost_ends_the_training_and_the_run_goes_on(number, pa
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    line = [*PUBLISHED.format(data).split(), *TINY, *test_resume.FLAGS, "--batch_size", "8", "--num_epoch", "2", "--output_dir", str(tmp_path / "0/logs")]
+    line = [*PUBLISHED.format(data).split(), *TINY, *test_resume.FLAGS, "--batch_size", "8", "--num_epoch", "3", "--output_dir", str(tmp_path / "0/logs")]
     for n in "01": (tmp_path / n).mkdir()
     first, second = (soak.start(tmp_path / str(n), train_as, n, port, patience, line, tmp_path / str(n)) for n in (0, 1))
     test_resume.wait_for(tmp_path / "0", 5, first)
@@ -39,5 +40,6 @@ def test_a_process_that_is_lost_ends_the_training_and_the_run_goes_on(number, pa
     last = soak.start(tmp_path / "1", soak.train, [*line, "--resume"], tmp_path / "1")
     last.join(300)
     said = (tmp_path / "1/out.txt").read_text()
-    assert last.exitcode == 0 and "going on from last.safetensors at epoch 0" in said, said
-    assert [r["step"] for r in test_resume.history(tmp_path / "0") if "loss" in r][:4] == [0, 1, 2, 3]
+    assert last.exitcode == 0 and re.search(r"going on from last.safetensors at epoch \d", said), said
+    steps = [r["step"] for r in test_resume.history(tmp_path / "0") if "loss" in r]
+    assert len(steps) > 5 and steps == list(range(len(steps)))

@@ -3,6 +3,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -147,10 +148,12 @@ def test_two_runs_in_one_folder_a_clock_set_back_and_other_data(copy, tmp_path):
     first = soak.start(tmp_path, unsteady, [*line, "--num_epoch", "2"], run)
     (tmp_path / "second").mkdir()
     test_resume.wait_for(run, 3, first)
-    second = soak.start(tmp_path / "second", soak.train, [*line, "--num_epoch", "2", "--resume"], run)
-    second.join(200)
-    # both write into run/out.txt; the second has begun it anew
-    said = (run / "out.txt").read_text()
+    os.kill(first.pid, signal.SIGSTOP) # it must neither end before the second has begun nor write over what that says
+    try:
+        second = soak.start(tmp_path / "second", soak.train, [*line, "--num_epoch", "2", "--resume"], run)
+        second.join(200)
+        said = (run / "out.txt").read_text() # both write into this file; the second has begun it anew
+    finally: os.kill(first.pid, signal.SIGCONT)
     assert second.exitcode == 2 and f"process {first.pid} is training in this folder; wait until it has ended, or choose another --name" in said and "Traceback" not in said, said
     first.join(200)
     assert first.exitcode == 0, said
