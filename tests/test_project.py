@@ -61,5 +61,6 @@ def test_notebooks_are_committed_executed_and_clean(file):
     assert outputs, "not executed"
     assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
     assert any("image/png" in o.get("data", {}) for o in outputs) or "](images" in file.read_text(encoding="utf-8"), "no picture"
-    assert not re.search(r"/(root|home|tmp|work|Users)/", json.dumps(outputs)), "a machine's path"
+    text = re.sub(r"[\w+/]{100,}=*", "", json.dumps(outputs)) # without pictures, whose letters may spell anything
+    assert not re.search(r"/(root|home|tmp|work|Users)/", text), "a machine's path"
     assert file.stat().st_size < 500_000

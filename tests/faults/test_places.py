@@ -76,7 +76,9 @@ def test_a_disk_that_fills_up_while_people_are_drawn(data, tmp_path):
         assert drawn > 20 and not (tmp_path / "out/CUHK-PEDES").exists()
         make_room()
         write_synth(tmp_path / "out", "small", workers=1, progress=False)
-        assert soak.tree(tmp_path / "out/CUHK-PEDES") == soak.tree(data / "CUHK-PEDES")
+        whole = soak.tree(data / "CUHK-PEDES")
+        whole.pop(".check.json", None) # a verdict that another test may have left
+        assert soak.tree(tmp_path / "out/CUHK-PEDES") == whole
 
 
 def test_a_disk_that_fills_up_while_a_store_is_written(data, model, tmp_path):
