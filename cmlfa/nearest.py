@@ -164,7 +164,8 @@ def approximate(
     allowed: np.ndarray | None = None, # True for rows that count, N; all if None
 ) -> tuple[np.ndarray, np.ndarray]: # scores and rows, Q x k, best first; -1 and -inf where none was found
     "The best k of the index's candidates, and of the rows that came after it was built."
-    rows = candidates(index, queries, min(index.ntotal, 50 * k if not hasattr(index, "hnsw") else 2 * k), effort, allowed)
+    many = 2 if hasattr(index, "hnsw") else max(50, round(50 * (index.ntotal / 1e6) ** .75)) # codes tell the less apart, the more rows there are
+    rows = candidates(index, queries, min(index.ntotal, many * k), effort, allowed)
     scores = np.stack([vectors[r].astype(np.float32) @ q for r, q in zip(rows, queries)])
     scores[rows < 0] = -np.inf
     if len(vectors) > index.ntotal: # the tail
