@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'Log', 'History', 'memory', 'Progress', 'batch_picture', 'framed', 'ranking_picture', 'attention_picture',
-           'TensorBoard', 'Trackers', 'curves', 'embedded', 'html_table', 'write_page']
+           'one_line', 'TensorBoard', 'Trackers', 'curves', 'embedded', 'html_table', 'write_page']
 
 # %% ../nbs/12e_watch.ipynb #8b379d34
 import base64
@@ -14,6 +14,7 @@ import json
 from contextlib import suppress
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 import torch
@@ -168,14 +169,25 @@ def attention_picture(
     lit = (images[:, None] * (0.15 + 0.85 * light)).round().to(torch.uint8)
     return make_grid(torch.cat([images[:, None], lit], 1).flatten(0, 1), nrow=1 + light.shape[1], padding=2, pad_value=255)
 
+# %% ../nbs/12e_watch.ipynb #7ea50002
+def one_line(
+    died, # what a thread ended with, as `threading.excepthook` is told
+):
+    "A thread that cannot write says so in a line."
+    if not issubclass(died.exc_type, OSError): return threading.__excepthook__(died)
+    print(f"{died.thread.name} has ended: {died.exc_value}", file=sys.stderr)
+
 # %% ../nbs/12e_watch.ipynb #46e85118
 class TensorBoard(Callback):
     "Losses, rates and the gradient's norm at each log step; retrieval and pictures after each evaluation."
     def before_fit(self, t):
+        self.hook, threading.excepthook = threading.excepthook, one_line
         self.writer, self.files = SummaryWriter(t.folder / "tensorboard", purge_step=t.step + 1), Files(t.val.paths, t.cfg.img_size)
 
     def after_fit(self, t):
-        if hasattr(self, "writer"): self.writer.close()
+        if not hasattr(self, "writer"): return
+        try: self.writer.close()
+        finally: threading.excepthook = self.hook
 
     def after_read(self, t):
         if t.step % t.cfg.log_period: return
