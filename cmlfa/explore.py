@@ -208,6 +208,7 @@ def _draw_answer(self: Explorer, s): # the question and what it found
     self.shown = now
     if file := s.ask.image or s.ask.upload: self.asked_html.value = f'<div class="asked"><img src="{picture(file)}" alt="The picture that is asked with"><span>Asked with this picture{" and the words" if s.ask.text else ""}</span></div>'
 
+# %% ../nbs/14h_explore.ipynb #14d7aa02
 @patch
 def _draw_why(self: Explorer, s): # the panel of the chosen result
     self.why_box.layout.display = None if s.chosen else "none"

@@ -181,8 +181,8 @@ def one_line(
 class TensorBoard(Callback):
     "Losses, rates and the gradient's norm at each log step; retrieval and pictures after each evaluation."
     def before_fit(self, t):
-        self.hook, threading.excepthook = threading.excepthook, one_line
         self.writer, self.files = SummaryWriter(t.folder / "tensorboard", purge_step=t.step + 1), Files(t.val.paths, t.cfg.img_size)
+        self.hook, threading.excepthook = threading.excepthook, one_line
 
     def after_fit(self, t):
         if not hasattr(self, "writer"): return
