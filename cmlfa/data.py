@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'FORMATS', 'locate', 'entry_fault', 'Photo', 'read_entries', 'read_photos', 'Split', 'hold_out',
-           'read_splits', 'upright', 'open_image', 'BadImage', 'load_image']
+           'read_splits', 'upright', 'check_rows', 'open_image', 'BadImage', 'load_image']
 
 # %% ../nbs/02_data.ipynb #0b285c70
-import json, os
+import json, os, struct, zlib
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -146,6 +146,32 @@ def upright(
     if im.mode.startswith("I"): im = Image.fromarray((np.asarray(im) >> 8).clip(0, 255).astype(np.uint8)) # 16 bits of grey
     return im.convert("RGB")
 
+# %% ../nbs/02_data.ipynb #5ab1e0f3
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4} # of PNG's kinds of colour
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)) # of an interlaced PNG: first column and row, steps
+
+def _promised(header): # bytes of image data, from a PNG's first chunk
+    w, h, bits, colour, *_, interlaced = struct.unpack(">IIBBBBB", header)
+    sizes = [((w - x + dx - 1) // dx, (h - y + dy - 1) // dy) for x, y, dx, dy in (_PASSES if interlaced else [(0, 0, 1, 1)])]
+    return sum(rows * (1 + (columns * bits * _CHANNELS[colour] + 7) // 8) for columns, rows in sizes if columns > 0 and rows > 0)
+
+def check_rows(
+    im: Image.Image, # decoded
+    source: str | Path | bytes, # the file it came from, or what is in it
+):
+    "Refuse a PNG whose image data end before its last row."
+    if im.format != "PNG" or (np.asarray(im.crop((0, im.height - 1, *im.size))).any() and not im.info.get("interlace")): return # what is missing stays 0
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    at, unpack, missing = 8, zlib.decompressobj(), 0
+    while at + 8 <= len(data):
+        size, kind = struct.unpack(">I4s", data[at:at + 8])
+        if kind == b"IHDR": missing = _promised(data[at + 8:at + 8 + size])
+        if kind == b"IDAT":
+            for i in range(at + 8, at + 8 + size, 1024): # little by little: a kilobyte may unpack to a megabyte
+                if missing > 0: missing -= len(unpack.decompress(data[i:min(i + 1024, at + 8 + size)]))
+        at += 12 + size
+    if missing > 0: raise OSError("image file is truncated, although it ends properly: rows are missing")
+
 # %% ../nbs/02_data.ipynb #c5072fd8
 MAX_PIXELS = 50_000_000 # an image that claims more is refused before it is decoded
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM") # what photographs come in
@@ -156,7 +182,9 @@ def open_image(
     "Decode a photograph of a sensible size."
     with Image.open(file, formats=FORMATS) as im:
         if im.width * im.height > MAX_PIXELS: raise ValueError(f"it claims {im.width:,} x {im.height:,} pixels")
-        return upright(im)
+        turned = upright(im)
+        check_rows(im, file)
+        return turned
 
 # %% ../nbs/02_data.ipynb #c54e0bcc
 class BadImage(UserError):
@@ -166,9 +194,10 @@ class BadImage(UserError):
 def load_image(
     path: str | Path, # an image file
     size: tuple[int, int], # height, width in pixels
+    remedy: str = "fetch it again or remove its entry", # for a broken file
 ) -> torch.Tensor: # uint8, 3 x height x width
     "Decode, turn upright, resize; a broken file is refused by name."
     try: im = open_image(path)
-    except Exception as e: raise BadImage(f"{path}: this image cannot be read ({e}); fetch it again or remove its entry.") from e
+    except Exception as e: raise BadImage(f"{path}: this image cannot be read ({e}); {remedy}.") from e
     pixels = torch.from_numpy(np.array(im)).permute(2, 0, 1)
     return pixels if im.size == size[::-1] else resize(pixels, size, antialias=True) # bilinear; seven times as quick as Pillow's

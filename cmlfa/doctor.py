@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 from .synth import LAYOUTS, SPLITS, UserError, ignore_interrupts, usable_cores
 from .tokenizer import Tokenizer
-from .data import FORMATS, MAX_PIXELS, entry_fault, locate, read_entries
+from .data import FORMATS, MAX_PIXELS, check_rows, entry_fault, locate, read_entries
 
 # %% ../nbs/03_doctor.ipynb #0d12da9c
 _AGAIN = "Unpack or fetch them again, or go on without them: --allow_missing."
@@ -83,6 +83,7 @@ def decode(
                 if w * h > MAX_PIXELS or min(w, h) < 8 or most > 10 * min(w, h): return "absurd", f"has {w:,} x {h:,} pixels"
                 if im.format not in (*FORMATS, "MPO"): return "unreadable", f"cannot be read (it is {im.format}, no format of photographs)" # MPO: a JPEG that holds several pictures
                 ImageOps.exif_transpose(im).convert("RGB")
+                check_rows(im, data)
     except Image.DecompressionBombError: return "absurd", f"claims to have more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
     except UnidentifiedImageError: return "unreadable", "cannot be read (it is no image)"
     except Exception as e: # whatever a decoder does with bytes that are not what they should be

@@ -88,9 +88,9 @@ def plot_missed(
     order = sorted(counts, key=lambda k: counts[k][0] / counts[k][1] / max(failures.chance[k], .01))
     bars = ax.barh([k.replace("_", " ") for k in order], [100 * counts[k][0] / counts[k][1] for k in order], color="#7fa8c9")
     ax.bar_label(bars, [f"{counts[k][0]} of {counts[k][1]}" for k in order], padding=3, fontsize=6, color="0.4")
-    ax.plot([100 * failures.chance[k] for k in order], range(len(order)), "|", ms=11, mew=2, color="#d1495b", label="chance")
+    ax.plot([100 * failures.chance[k] for k in order], range(len(order)), "|", ms=11, mew=2, color="#d1495b", label="by chance")
     ax.set(xlabel="percent of failures in which it was contradicted", xlim=(0, 110)); ax.tick_params(labelsize=7)
-    ax.spines[["top", "right"]].set_visible(False); ax.legend(frameon=False, fontsize=7, loc="lower right")
+    ax.spines[["top", "right"]].set_visible(False); ax.legend(fontsize=7, loc="lower right", edgecolor="0.8")
     return ax
 
 # %% ../nbs/11c_failures.ipynb #41ac51bd
@@ -114,7 +114,7 @@ def plot_confusion(
     percent = 100 * counts / counts.sum(1, keepdim=True).clamp(min=1)
     ax.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     for i, j in (percent >= 8).nonzero().tolist(): ax.text(j, i, f"{percent[i, j]:.0f}", ha="center", va="center", fontsize=6, color="white" if percent[i, j] > 55 else "black")
-    ax.set(title=attribute.replace("_", " "), xlabel="shown first", ylabel="said")
+    ax.set(title=attribute.replace("_", " "), xlabel="shown by the best wrong image", ylabel="said")
     ax.set_xticks(range(len(values)), values, rotation=60, ha="right", fontsize=6); ax.set_yticks(range(len(values)), values, fontsize=6)
     return ax
 

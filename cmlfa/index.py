@@ -95,7 +95,7 @@ class Readable(Dataset):
     def __getitem__(self, i):
         try:
             h = hashlib.sha256(Path(self.files[i]).read_bytes()).hexdigest()
-            return h, None if h in self.have else load_image(self.files[i], self.size), None
+            return h, None if h in self.have else load_image(self.files[i], self.size, "replace or remove it"), None
         except OSError as e: return "", None, f"{self.files[i]}: this file cannot be read ({e.strerror})."
         except BadImage as e: return "", None, str(e)
 

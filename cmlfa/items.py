@@ -127,7 +127,7 @@ def read_metadata(
         for r in rows:
             if None in r: raise UserError(f"{file}: line {rows.line_num} has more fields than line 1 has headings; put fields that contain a comma in quotation marks.")
             if r["path"]: out[r["path"].strip().removeprefix("./")] = {n: number(r[n].strip()) for n in names if (r[n] or "").strip()}
-    except csv.Error as e: raise UserError(f"{file}: line {rows.line_num} cannot be read ({e}); mend the quotes in it.") from e
+    except csv.Error as e: raise UserError(f"{file}: line {rows.reader.line_num} cannot be read ({e}); mend the quotes in it or above it.") from e
     return out
 
 def check_columns(

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from PIL import Image
 from .synth import UserError
-from .data import MAX_PIXELS, upright
+from .data import MAX_PIXELS, check_rows, upright
 from .search import Hit, Hits, Query, plot_hits, sheet
 from .why import Why, why, words
 from .whatif import Move, edit, moves
@@ -45,6 +45,7 @@ def read_upload(
             warnings.simplefilter("ignore") # the bound below is the stricter one
             if im.width * im.height > MAX_PIXELS: raise UserError(f"upload: the picture claims {im.width:,} x {im.height:,} pixels; send one of at most {MAX_PIXELS / 1e6:.0f} million.")
             picture = upright(im)
+            check_rows(im, data)
             picture.thumbnail((768, 768))
     except UserError: raise
     except Image.DecompressionBombError as e: raise UserError(f"upload: the picture claims far too many pixels; send one of at most {MAX_PIXELS / 1e6:.0f} million.") from e

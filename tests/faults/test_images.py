@@ -85,6 +85,7 @@ BAD = { # name: (bytes, words that search and training say)
     "empty.jpg": (lambda: b"", "cannot identify image file"),
     "cut.jpg": (lambda: encoded(kind="JPEG", quality=95)[:700], "truncated"),
     "cut.png": (lambda: encoded(Image.effect_noise(PICTURE.size, 90))[:2000], "truncated"),
+    "rows are missing.png": (lambda: png(48, 96, 8, 2, b"\x90\x40\x20" * 48, rows=60), "truncated, although it ends properly"),
     "cut.webp": (lambda: encoded(kind="WEBP", lossless=True)[:60], "cannot"),
     "text.jpg": (lambda: b"no image at all\n" * 40, "cannot identify image file"),
     "page.webp": (lambda: b"<!doctype html><img src=x onerror=alert(1)>", "cannot identify image file"),
