@@ -121,7 +121,7 @@ def filled_towers(
     arch: Arch, # sizes that are wanted
     state: dict[str, torch.Tensor], # a state dict with OpenAI's names
     pos_interpolation: str = "bicubic", # one of INTERPOLATIONS
-) -> tuple[nn.Module, TextEncoder]: # image tower, text tower, on the CPU
+) -> tuple[ImageEncoder | ResNetEncoder, TextEncoder]: # image tower, text tower, on the CPU
     "Towers made of a file's tensors; memory is taken for what fits alone."
     with torch.device("meta"): image, text = image_tower(arch), TextEncoder(arch)
     load_image_weights(image, state, pos_interpolation)
