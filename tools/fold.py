@@ -1,4 +1,4 @@
-"""In a notebook a class grows cell by cell with fastcore's @patch, which type checkers cannot follow. Here each such method is put into its class: in a copy, for mypy."""
+"""In a notebook a class grows cell by cell with fastcore's @patch, which type checkers cannot follow. Here each such method is put into its class: in a copy, for mypy, and in stubs, for those who use the package."""
 import ast
 import re
 import subprocess
@@ -37,6 +37,46 @@ def fold(source: str) -> tuple[str, list[int]]:
         out += methods.pop(ends.get(n, ""), [])
     if methods: raise SystemExit(f"{', '.join(methods)}: is patched in another module than its own; write a function there, or a class that inherits from it")
     return "\n".join(line for _, line in out) + "\n", [n for n, _ in out]
+
+
+def kind_of(value: ast.expr, said: dict[str, str]) -> str:
+    "The type of a value, where one can read it off: an argument's, or the class that is called; Any where there is more to it."
+    if isinstance(value, ast.Name): return said.get(value.id, "Any")
+    name = ast.unparse(value.func) if isinstance(value, ast.Call) else ""
+    return name if name.split(".")[-1][:1].isupper() else "Any"
+
+
+def attributes(cls: ast.ClassDef) -> dict[str, str]:
+    "What the methods of a class set on `self` beside what it declares, and of which type."
+    there = {n.target.id for n in cls.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+    found: dict[str, str] = {}
+    for method in (n for n in cls.body if isinstance(n, ast.FunctionDef)):
+        said = {a.arg: ast.unparse(a.annotation) for a in method.args.args if a.annotation}
+        for node in (n for n in ast.walk(method) if isinstance(n, ast.Assign)):
+            to, value = node.targets[0], node.value
+            pairs = zip(to.elts, value.elts) if isinstance(to, ast.Tuple) and isinstance(value, ast.Tuple) else [(to, value)]
+            for one, v in pairs:
+                if not isinstance(one, ast.Attribute) or ast.unparse(one.value) != "self" or one.attr in there: continue
+                kind = kind_of(v, said)
+                found[one.attr] = kind if found.get(one.attr, kind) == kind else "Any"
+    return found
+
+
+def stub(source: str) -> str:
+    "What a type checker needs of a module: signatures and attributes, no bodies."
+    tree = ast.parse(fold(source)[0])
+    tree.body = [n for n in tree.body if not isinstance(n, (ast.If, ast.Expr))]
+    for cls in (n for n in tree.body if isinstance(n, ast.ClassDef)):
+        cls.body += [ast.parse(f"{name}: {kind}").body[0] for name, kind in attributes(cls).items()]
+    for f in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)): f.body = [ast.Expr(ast.Constant(ast.get_docstring(f) or ...))]
+    return f"from typing import Any\n{ast.unparse(tree)}\n"
+
+
+def write_stubs(folder: Path) -> None:
+    "A stub beside each module of a built package that patches a class."
+    for file in sorted(folder.glob("*.py")):
+        source = file.read_text(encoding="utf-8")
+        if any(owner(n) for n in ast.parse(source).body): file.with_suffix(".pyi").write_text(stub(source), encoding="utf-8")
 
 
 def write_copy() -> dict[str, list[int]]:
