@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['INTERPOLATIONS', 'count_blocks', 'arch_of', 'fit_grid', 'fit_context', 'openai_name', 'load_image_weights',
-           'load_text_weights']
+           'load_text_weights', 'filled_towers']
 
 # %% ../nbs/04c_fitting.ipynb #47d94b63
 import re
 from functools import reduce
 import torch, torch.nn.functional as F
-from torch import nn
 from timm.layers import resample_abs_pos_embed
 from .synth import UserError
-from .clip import Arch, TextEncoder
+from .clip import Arch, ImageEncoder, TextEncoder
+from .resnet import ResNetEncoder, image_tower
 
 # %% ../nbs/04c_fitting.ipynb #21fd861e
 def count_blocks(
@@ -77,7 +77,8 @@ def _fill(module, state, names, what):
     wrong += [f"{k} is {tuple(state[k].shape)} and should be {tuple(own[n].squeeze().shape)}" for k, n in names.items()
               if k in state and state[k].squeeze().shape != own[n].squeeze().shape]
     if wrong: raise UserError(f"the weights do not fit the {what}: {', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}; give weights of the same architecture.")
-    module.load_state_dict({n: state[k].view_as(own[n]) for k, n in names.items()}, strict=False)
+    new = any(v.is_meta for v in own.values()) # shapes without memory: it gets the tensors themselves, its own copies of them
+    module.load_state_dict({n: state[k].view_as(own[n]).clone() if new else state[k].view_as(own[n]) for k, n in names.items()}, strict=False, assign=new)
 
 # %% ../nbs/04c_fitting.ipynb #4931b596
 _VIT = (("vit.", ""), ("blocks.", "transformer.resblocks."), ("patch_embed.proj.", "conv1."), ("cls_token", "class_embedding"), # timm's, OpenAI's
@@ -90,11 +91,11 @@ def openai_name(
     name: str, # of a tensor of one of our image towers
 ) -> str: # the same tensor's name in a published file
     "Translate timm's names."
-    if name.startswith(("trunk.", "attnpool.")): return "visual." + reduce(lambda n, pair: re.sub(*pair, n), _RESNET, name)
+    if name.startswith(("trunk.", "attnpool.")): return "visual." + reduce(lambda n, pair: re.sub(pair[0], pair[1], n), _RESNET, name)
     return "visual." + reduce(lambda n, pair: n.replace(*pair), _VIT, name)
 
 def load_image_weights(
-    encoder: nn.Module, # an image tower of either kind, filled in place
+    encoder: ImageEncoder | ResNetEncoder, # filled in place
     state: dict[str, torch.Tensor], # a state dict with OpenAI's names
     pos_interpolation: str = "bicubic", # one of INTERPOLATIONS
 ):
@@ -114,3 +115,15 @@ def load_text_weights(
     text = {k: v for k, v in state.items() if k.split(".")[0] in {n.split(".")[0] for n in names}} # not its temperature and the like
     if place in text: text[place] = fit_context(text[place], len(encoder.positional_embedding))
     _fill(encoder, text, names, "text encoder")
+
+# %% ../nbs/04c_fitting.ipynb #aacb866f
+def filled_towers(
+    arch: Arch, # sizes that are wanted
+    state: dict[str, torch.Tensor], # a state dict with OpenAI's names
+    pos_interpolation: str = "bicubic", # one of INTERPOLATIONS
+) -> tuple[ImageEncoder | ResNetEncoder, TextEncoder]: # image tower, text tower, on the CPU
+    "Towers made of a file's tensors; memory is taken for what fits alone."
+    with torch.device("meta"): image, text = image_tower(arch), TextEncoder(arch)
+    load_image_weights(image, state, pos_interpolation)
+    load_text_weights(text, state)
+    return image, text

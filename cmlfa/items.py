@@ -88,18 +88,19 @@ def sql(
     where: list[Where], # all must hold
 ) -> tuple[str, list]: # the condition, its values
     "Conditions as SQLite reads them."
-    parts, values = ["1"], []
+    parts = ["1"]
+    values: list[int | float | str] = []
     for w in where:
         if w.column == "folder" and w.op in ("=", "!="):
             parts.append(f"{'NOT ' if w.op == '!=' else ''}(folder = ? OR substr(folder, 1, ?) = ?)")
-            values += [w.value, len(w.value) + 1, w.value + "/"] if w.value else ["", 0, ""] # folder= is everything
+            values += [w.value, len(str(w.value)) + 1, f"{w.value}/"] if w.value else ["", 0, ""] # folder= is everything
             continue
         known = w.column in ("folder", "path", "size")
         value = w.column if known else "json_extract(meta, ?)"
         names = [] if known else [f'$."{w.column}"']
         kind = "" if known or w.op in ("=", "!=") else f" AND typeof({value}) {'=' if isinstance(w.value, str) else '!='} 'text'"
         parts.append(f"({value} {dict([('=', 'IS'), ('!=', 'IS NOT')]).get(w.op, w.op)} ?{kind})")
-        values += [*names, w.value] + (names if kind else [])
+        values += [*names, w.value, *(names if kind else [])]
     return " AND ".join(parts), values
 
 # %% ../nbs/13b_items.ipynb #7f918721
@@ -126,7 +127,7 @@ def read_metadata(
         for r in rows:
             if None in r: raise UserError(f"{file}: line {rows.line_num} has more fields than line 1 has headings; put fields that contain a comma in quotation marks.")
             if r["path"]: out[r["path"].strip().removeprefix("./")] = {n: number(r[n].strip()) for n in names if (r[n] or "").strip()}
-    except csv.Error as e: raise UserError(f"{file}: line {rows.line_num} cannot be read ({e}); mend the quotes in it.") from e
+    except csv.Error as e: raise UserError(f"{file}: line {rows.reader.line_num} cannot be read ({e}); mend the quotes in it or above it.") from e
     return out
 
 def check_columns(

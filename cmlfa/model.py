@@ -16,7 +16,7 @@ from .synth import UserError
 from .tokenizer import VOCAB_SIZE, Tokenizer
 from .clip import Arch, TextEncoder, check_arch, end_positions, text_mask, trim
 from .resnet import image_tower
-from .fitting import load_image_weights, load_text_weights
+from .fitting import filled_towers
 from .backbones import arch_named, pretrained
 from .lfa import LFA
 from .sff import SFF
@@ -28,7 +28,7 @@ from .share import Saved
 # %% ../nbs/09_model.ipynb #cd7f499e
 TAU = (0.01, 0.5) # where a learned temperature may be; CLIP's own lower bound
 
-class CMLFA(nn.Module, Saved):
+class CMLFA(Saved):
     "Two encoders, shared prototypes, fusion, and the heads that the chosen losses need."
     def __init__(self,
         arch: Arch, # sizes of the encoders
@@ -213,8 +213,8 @@ def build_model(
     state, arch = (None, replace(arch_named(backbone), vocab=vocab_size)) if pretrain_choice == "none" else pretrained(pretrain_choice, quick_gelu)
     if not VOCAB_SIZE <= vocab_size == arch.vocab:
         raise UserError(f"vocab_size: {vocab_size} was asked for, the encoder has {arch.vocab} entries and the tokenizer {VOCAB_SIZE}; leave vocab_size out, or give weights of CLIP's own vocabulary.")
-    model = CMLFA(replace(arch, image_size=tuple(img_size), stride=stride_size, context=text_length), **kwargs)
-    if state:
-        load_image_weights(model.image_encoder, state, pos_interpolation)
-        load_text_weights(model.text_encoder, state)
+    arch = check_arch(replace(arch, image_size=img_size, stride=stride_size, context=text_length))
+    towers = filled_towers(arch, state, pos_interpolation) if state else None # what does not fit is refused before the model takes memory
+    model = CMLFA(arch, **kwargs)
+    if towers: model.image_encoder, model.text_encoder = towers
     return model

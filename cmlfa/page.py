@@ -188,7 +188,7 @@ def server(
     host: str, # address to listen on
     port: int, # free
     token: str = "", # '' asks for none
-    names: set[str] = frozenset(), # names that the server goes by; any if empty
+    names: set[str] | frozenset[str] = frozenset(), # names that the server goes by; any if empty
 ): # to be started with `start`
     "Voilà with a gate, and without what a page does not need."
     app = _class()()
@@ -275,7 +275,7 @@ def main(argv=None):
     host = "127.0.0.1" if a.host == "localhost" else a.host
     port = free_port(host, a.port)
     bundled = tuple(f.parent.name for f in MODELS.glob("*/config.json"))
-    compare = [place(m, bundled) for m in a.compare]
+    compare = [str(place(m, bundled)) for m in a.compare]
     asked = dict(model=place(a.model, bundled), store=place(shared(a.store)), data=place(a.data), name=a.dataset_name, split=a.split, cpu=a.cpu)
     say = lambda text: print(text, flush=True)
     nursery = Nursery(read_models, be_kernel) if sys.platform == "linux" else None # now, as nothing has been computed yet

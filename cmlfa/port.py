@@ -79,16 +79,16 @@ def fitting_model(
     img_size: tuple[int, int], # height, width in pixels
     stride_size: int, # pixels from patch to patch
     temperature: float, # tau
-) -> CMLFA: # with random weights
+) -> CMLFA: # on the meta device: shapes without memory
     "The model whose shapes are those of a published checkpoint."
-    try: arch = replace(arch_of(towers, quick_gelu=True), image_size=tuple(img_size), stride=stride_size)
+    try: arch = replace(arch_of(towers, quick_gelu=True), image_size=img_size, stride=stride_size)
     except UserError as e: raise (e.__cause__ or e) from None # no CLIP's shapes: the caller says so with the file's name
     down, across = arch.grid
     places = len(towers["visual.positional_embedding"]) - 1
     if down * across != places: raise UserError(f"img_size: the checkpoint has positions for {places} patches, and {img_size[0]} x {img_size[1]} pixels at a stride of {stride_size} give {down} x {across}; say --img_size and --stride_size as in its training.")
     losses = "sdm+itc" + "+id" * ("classifier.weight" in parts) + "+mlm" * ("irr.head.fc.weight" in parts)
-    return CMLFA(arch, len(parts.get("classifier.weight", ())), losses, len(parts.get("lfa.prototypes", ())), count_blocks(parts, "lfa.blocks."),
-                 cmt_depth=count_blocks(parts, "irr.encoder.blocks."), temperature=temperature, itc_positives="pair", as_published=True)
+    with torch.device("meta"): return CMLFA(arch, len(parts.get("classifier.weight", ())), losses, len(parts.get("lfa.prototypes", ())), count_blocks(parts, "lfa.blocks."),
+        cmt_depth=count_blocks(parts, "irr.encoder.blocks."), temperature=temperature, itc_positives="pair", as_published=True)
 
 # %% ../nbs/09b_port.ipynb #4c021ea7
 def convert(
@@ -108,12 +108,12 @@ def convert(
     wrong = [k for k in {**own, **parts} if k not in own or k not in parts or parts[k].shape != own[k].shape]
     wrong = [next(theirs + k[len(ours):] for theirs, ours in NAMES.items() if k.startswith(ours)) for k in wrong]
     if wrong: raise UserError(f"{file}: tensors are missing, without their fellows, or of another shape ({len(wrong)}: {', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}); nothing is filled with random numbers here, so give a whole checkpoint.")
-    model.load_state_dict({k: parts[k] for k in own}, strict=False)
+    model.load_state_dict({k: parts[k].clone() for k in own}, strict=False, assign=True)
     try:
         load_image_weights(model.image_encoder, towers)
         load_text_weights(model.text_encoder, towers)
     except UserError as e: raise UserError(f"{file}: {e}") from e
-    model.image_encoder.vit.pos_embed.data[0] = towers["visual.positional_embedding"] # its grid is ours already, even where 24 x 6 patches could be taken for 12 x 12
+    model.image_encoder.get_parameter("vit.pos_embed").data[0] = towers["visual.positional_embedding"] # its grid is ours already, even where 24 x 6 patches could be taken for 12 x 12
     method = "CMLFA" if "lfa.prototypes" in parts else "IRRA"
     model.meta = dict(source=f"a published {method} checkpoint, {Path(file).name}", epoch=epoch, selected_on="test, as published")
     return model.eval(), dict(taken=len(state) - len(left), left=left, method=method, epoch=epoch)
@@ -125,7 +125,8 @@ WARNING = ("This CMLFA checkpoint was trained with attention across the batch: e
 
 # %% ../nbs/09b_port.ipynb #e722658e
 class _Published(yaml.SafeLoader): "Plain YAML, and tuples as lists; other Python tags are refused."
-_Published.add_constructor("tag:yaml.org,2002:python/tuple", _Published.construct_sequence)
+def _as_list(loader, node): return loader.construct_sequence(node)
+_Published.add_constructor("tag:yaml.org,2002:python/tuple", _as_list)
 
 def published_settings(
     file: Path, # the configs.yaml beside a published checkpoint; need not exist

@@ -16,6 +16,8 @@ from fastcore.basics import patch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
+from typing_extensions import Self
 from .synth import UserError
 from .tokenizer import END, MASK, PAD, START, VOCAB_SIZE
 from .clip import Arch
@@ -178,8 +180,11 @@ def training_text(
     return f"Trained with `cmlfa_train {flags}`, layout {c.get('dataset_name')}; epoch {meta.get('epoch')} is kept. All settings: `configs.yaml`, where it lies beside this card."
 
 # %% ../nbs/08b_share.ipynb #955db5d1
-class Saved(PyTorchModelHubMixin, library_name="cmlfa", tags=["person-search", "text-to-image-retrieval"], model_card_template=CARD):
+class Saved(nn.Module, PyTorchModelHubMixin, library_name="cmlfa", tags=["person-search", "text-to-image-retrieval"], model_card_template=CARD):
     "What lets a module be saved, loaded and shared; the module keeps `settings` (the arguments that build it) and `meta` (what else is known of it)."
+    arch: Arch # sizes of the encoders
+    settings: dict
+    meta: dict
 
 # %% ../nbs/08b_share.ipynb #b5f2f613
 @patch
@@ -193,6 +198,8 @@ def save(self: Saved,
     write_atomic({f"model.{k}": v for k, v in self.state_dict().items()} | tensors, path, settings=settings, **metadata)
 
 # %% ../nbs/08b_share.ipynb #e29710fb
+def _size(x): return " x ".join(map(str, x.shape)) or "one number"
+
 @patch
 def fill(self: Saved,
     tensors: dict[str, torch.Tensor], # as `read_checkpoint` gives them
@@ -201,30 +208,38 @@ def fill(self: Saved,
     "Load the weights; a checkpoint of another shape is refused by the names that differ."
     state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     own = self.state_dict()
-    bad = sorted(set(own) ^ set(state)) + [k for k in own if k in state and own[k].shape != state[k].shape]
+    bad = sorted(set(own) ^ set(state)) + [f"{k} is {_size(state[k])} and should be {_size(own[k])}" for k in own if k in state and own[k].shape != state[k].shape]
     if bad: raise UserError(f"{path}: does not fit this model ({', '.join(bad[:3])}{' ...' if len(bad) > 3 else ''}); use the configuration it was trained with.")
-    self.load_state_dict(state)
+    if any(v.is_meta for v in own.values()): state = {k: v.to(own[k].dtype, copy=True) for k, v in state.items()} # the file may change behind its tensors
+    self.load_state_dict(state, assign=any(v.is_meta for v in own.values()))
 
 # %% ../nbs/08b_share.ipynb #ae524f4a
+def _check_depth(name, asked, tensors): # a block has a dozen tensors
+    blocks = sum(asked) if isinstance(asked, (list, tuple)) else asked
+    if blocks > 100 and 12 * blocks > tensors: raise UserError(f"{name}: {blocks:,} blocks are asked for, and there are only {tensors:,} tensors to fill them; use the configuration it was trained with.")
+
 @patch(cls_method=True)
 def from_settings(cls: Saved,
     settings: dict, # what `Saved` takes, the sizes of the encoders as a dict
     source: str | Path, # for the message
-) -> Saved: # with random weights
-    "Build the model that a file describes; settings that do not make one are refused."
-    try: return cls(**settings | {"arch": Arch(**settings["arch"] | {"image_size": tuple(settings["arch"]["image_size"])})})
+    tensors: dict[str, torch.Tensor], # what it will be filled with
+) -> Self: # on the meta device: shapes without memory
+    "Describe the model that a file asks for; settings that do not make one are refused."
+    try:
+        for name in ("layers", "text_layers", "lfa_layers", "cmt_depth"): _check_depth(name, (settings["arch"] | settings).get(name, 0), len(tensors))
+        with torch.device("meta"): return cls(**settings | {"arch": Arch(**settings["arch"] | {"image_size": tuple(settings["arch"]["image_size"])})})
     except UserError as e: raise UserError(f"{source}: {e}") from e
-    except (TypeError, KeyError, AttributeError, ValueError, RuntimeError) as e: raise UserError(f"{source}: its settings describe no model of this version ({' '.join(str(e).split())[:200]}); use the version of cmlfa that wrote it.") from e
+    except Exception as e: raise UserError(f"{source}: its settings describe no model of this version ({' '.join(str(e).split())[:200]}); use the version of cmlfa that wrote it.") from e
 
 # %% ../nbs/08b_share.ipynb #ba9f8686
 @patch(cls_method=True)
 def load(cls: Saved,
     path: str | Path, # a file that `save` wrote
-) -> Saved: # on the CPU, in evaluation mode
+) -> Self: # on the CPU, in evaluation mode
     "Build the model that a file describes, and fill it."
     tensors, meta = read_checkpoint(path)
     if "settings" not in meta: raise UserError(f"{path}: is no checkpoint of this project (its header has no settings); give a best.safetensors or last.safetensors of cmlfa_train.")
-    model = cls.from_settings(meta.pop("settings"), path)
+    model = cls.from_settings(meta.pop("settings"), path, tensors)
     model.fill(tensors, path)
     model.meta = meta # what else the file says: configuration, step, score
     return model.eval()
@@ -240,12 +255,12 @@ def _save_pretrained(self: Saved,
 
 @patch
 def save_pretrained(self: Saved,
-    folder: str | Path, # made if it is not there
+    save_directory: str | Path, # made if it is not there
     **kwargs, # of the mixin: push_to_hub, repo_id, model_card_kwargs
 ):
     "Write the folder that `from_pretrained` opens."
-    try: return super(Saved, self).save_pretrained(folder, **kwargs)
-    except OSError as e: raise UserError(f"{folder}: cannot be written ({e.strerror or e}); choose another folder.") from e
+    try: return super(Saved, self).save_pretrained(save_directory, **kwargs)
+    except OSError as e: raise UserError(f"{save_directory}: cannot be written ({e.strerror or e}); choose another folder.") from e
 
 # %% ../nbs/08b_share.ipynb #a302d2c0
 @patch
@@ -264,28 +279,29 @@ def generate_model_card(self: Saved,
 
 # %% ../nbs/08b_share.ipynb #6f0be2fd
 @patch(cls_method=True)
-def from_pretrained(cls: Saved,
+def from_pretrained(cls: Saved, # type: ignore[override] # the mixin calls the first one pretrained_model_name_or_path
     name: str | Path, # bundled model, shared folder, run folder, safetensors file, or owner/name on the Hub
     **download, # for the Hub: revision, token, cache_dir, local_files_only, force_download
-) -> Saved: # on the CPU, in float32, in evaluation mode
+) -> Self: # on the CPU, in float32, in evaluation mode
     "Open a model, wherever it lies."
     file = find_weights(name, **download)
     folder, metrics = file.parent, file.parent / "metrics.json"
     if file.name != "model.safetensors": model = cls.load(file) # a run's: the header has the settings
     else:
-        model = cls.from_settings(read_json(folder / "config.json"), folder / "config.json")
+        tensors, meta = read_checkpoint(file)
+        model = cls.from_settings(read_json(folder / "config.json"), folder / "config.json", tensors)
         check_tokenizer(folder, model.arch.context)
-        tensors, model.meta = read_checkpoint(file)
         model.fill(tensors, file)
+        model.meta = meta
     if metrics.is_file() and file.name != "last.safetensors": model.meta["metrics"] = read_json(metrics)
     return model.eval()
 
 # %% ../nbs/08b_share.ipynb #2b9a7cdc
 @patch
-def for_search(self: Saved) -> Saved: # a copy on the CPU, in evaluation mode
+def for_search(self: Saved) -> Self: # a copy on the CPU, in evaluation mode
     "The same model without the heads that only training needs."
-    small = type(self)(**self.settings | dict(losses="itc", identities=0))
-    small.load_state_dict({k: v for k, v in self.state_dict().items() if k.split(".")[0] not in ("classifier", "irr")})
+    with torch.device("meta"): small = type(self)(**self.settings | dict(losses="itc", identities=0))
+    small.fill({f"model.{k}": v.cpu() for k, v in self.state_dict().items() if k.split(".")[0] not in ("classifier", "irr")}, "the model")
     small.meta = self.meta
     return small.eval()
 

@@ -100,7 +100,8 @@ def test_weights_that_name_files_elsewhere(tmp_path):
 HEADERS = { # what a checkpoint of this project might say of itself
     "no settings": {}, "no object": {"settings": "7"}, "no JSON": {"settings": "{"}, "another class": {"settings": json.dumps({"arch": {"__class__": "os.system"}})},
     "unknown sizes": {"settings": json.dumps({"arch": {"image_size": [96, 48], "part": 3}})}, "sizes of the wrong kind": {"settings": json.dumps({"arch": {"image_size": "96 48", "width": "os"}, "identities": [1]})},
-    "sizes below nothing": {"settings": json.dumps({"arch": {"image_size": [-96, 48]}})}, "another model": {"settings": json.dumps(dict(arch=dict(image_size=[96, 48], patch=12, stride=12, width=32, layers=1, heads=2, dim=32)))},
+    "sizes below nothing": {"settings": json.dumps({"arch": {"image_size": [-96, 48]}})}, "a million layers": {"settings": json.dumps(dict(arch=dict(image_size=[96, 48], layers=10**6)))}, "a model of terabytes": {"settings": json.dumps(dict(arch=dict(image_size=[96, 48], patch=12, stride=12, width=10**6, heads=4), prototypes=10**9))},
+    "numbers beyond all": {"settings": json.dumps(dict(arch=dict(image_size=[96, 48], patch=12, stride=12, width=10**30, layers=0, heads=10**30)))}, "another model": {"settings": json.dumps(dict(arch=dict(image_size=[96, 48], patch=12, stride=12, width=32, layers=1, heads=2, dim=32)))},
 }
 
 
@@ -115,7 +116,7 @@ SETTINGS = {
     "a tag that runs a command": "name: !!python/object/apply:os.system ['touch ran']", "a tag that makes an object": "name: !!python/object:cmlfa.config.Config {}", "a tag that imports": "name: !!python/module:antigravity",
     "a tag for a tuple": "img_size: !!python/tuple [384, 128]", "a path as a name": "name: /etc/cron.d/run", "a way out as a name": "name: ../../run", "no text as a folder": "output_dir: [1]",
     "lines that stand for gigabytes": "\n".join(["a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]"] + [f"{y}: &{y} [{', '.join(['*' + x] * 9)}]" for x, y in zip("abcdefgh", "bcdefghi")]),
-    "a list in a list in a list": "[" * 5000, "an endless number": "lr: " + "9" * 5000, "two documents": "lr: 0.1\n---\nlr: 0.2", "no text at all": "\x00\x01\x02", "an old setting": "part_loss: 3",
+    "a list in a list in a list": "[" * 5000, "an endless number": "lr: " + "9" * 5000, "two documents": "lr: 0.1\n---\nlr: 0.2", "no text at all": "\x00\x01\x02", "an old setting": "part_loss: 3", "a billion prototypes": "prototypes: 1000000000", "a hundred thousand layers": "lfa_layers: 100000", "images of a million pixels a side": "img_size: [1000000, 1000000]",
 }
 
 
