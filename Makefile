@@ -69,7 +69,7 @@ explore: $(READY) ## search people on a web page; make explore ARGS='--store STO
 docs: $(READY) ## a site from the notebooks, with search and a reference (_docs/html), its links checked
 	rm -rf _docs/html
 	$(BIN)/python tools/docs.py
-	$(BIN)/sphinx-build -q -E -b html -c tools/site -d _docs/doctrees _docs/pages _docs/html
+	$(BIN)/sphinx-build -q -W --keep-going -E -b html -c tools/site -d _docs/doctrees _docs/pages _docs/html
 	$(BIN)/python tools/links.py _docs/html
 
 lab: $(READY) ## open JupyterLab on the notebooks
