@@ -24,7 +24,7 @@ demo: $(READY) ## draw the data, train CMLFA, search people it has never seen (r
 	$(BIN)/cmlfa_train --config_file configs/demo.yaml --resume; \
 	echo "drawn, trained and evaluated in $$(( $$(date +%s) - start )) s; look at runs/demo/ranking.png"
 
-test: check notebooks tests docs ## everything that CI runs
+test: check types notebooks tests docs ## everything that CI runs
 
 versions: $(READY) # of what the tests run on
 	@$(BIN)/python -c "import platform, importlib.metadata as m; print('Python', platform.python_version(), *(f'{n} {m.version(n)}' for n in 'torch torchvision timm open_clip_torch accelerate faiss-cpu numpy pytest nbdev'.split()), sep=', ')"
