@@ -10,6 +10,7 @@ from conftest import PUBLISHED, TINY, run
 from forked import Command
 
 PACK = "import sys, cmlfa.pack as p; p.BLOCK = 4; p.main(sys.argv[1:])" # small blocks: more moments to be killed in
+SLOWLY = "import time, cmlfa.pack as p; real = p.write_block; p.write_block = lambda *a: (time.sleep(.05), real(*a))[1]; " + PACK # or on a busy machine all would be done before anybody looks
 SIZE = ["--img_size", "192", "96", "--workers", "1"]
 
 
@@ -26,9 +27,9 @@ def test_a_killed_packing_goes_on(copy, tmp_path):
     (folder / "192x96").rmdir()
     killed, seen = 0, []
     for _ in range(8):
-        p = Command(*command, cwd=tmp_path)
-        before, limit = len(seen), time.time() + 60
-        while p.poll() is None and time.time() < limit: # kill it once it has done a few blocks more
+        p = Command("python", "-c", SLOWLY, copy, *SIZE, cwd=tmp_path)
+        before, limit = len(seen), time.monotonic() + 300
+        while p.poll() is None and time.monotonic() < limit: # kill it once it has done a few blocks more
             done = folder / ".192x96.part/done"
             seen = done.read_text().split() if done.exists() else seen
             if len(seen) > before + rng.randrange(4): p.kill(); killed += 1; break
