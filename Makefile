@@ -33,8 +33,8 @@ check: $(READY) ## the package and the README are what the notebooks say; ruff
 	$(BIN)/python tools/check.py
 	$(BIN)/ruff check
 
-types: $(READY) ## mypy over the modules that are typed throughout; minutes the first time
-	$(BIN)/mypy
+types: $(READY) ## mypy over the package, its patched methods inside their classes
+	$(BIN)/python tools/fold.py
 
 audit: $(READY) ## known holes in what is installed; needs a network
 	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit

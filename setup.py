@@ -1,7 +1,21 @@
 """Packaging reads everything from settings.ini, the one place where nbdev and pip agree."""
+import sys
 from configparser import ConfigParser
+from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "tools"))
+from fold import write_stubs
+
+
+class Build(build_py):
+    "The package with stubs for the classes that grow in several cells, which type checkers cannot follow."
+    def run(self):
+        super().run()
+        if not self.editable_mode: write_stubs(Path(self.build_lib) / "cmlfa")
+
 
 cfg = ConfigParser(delimiters=["="])
 cfg.read("settings.ini", encoding="utf-8")
@@ -17,6 +31,7 @@ setup(
     author=cfg["author"],
     keywords=cfg["keywords"].split(),
     python_requires=">=" + cfg["min_python"],
+    cmdclass={"build_py": Build},
     packages=find_packages(include=["cmlfa", "cmlfa.*"]),
     package_data={"cmlfa": ["py.typed", "models/*/*"]},
     install_requires=cfg["requirements"].split(),

@@ -11,13 +11,13 @@ import argparse, hashlib, json, os, re, urllib.error, urllib.request
 from dataclasses import replace
 from functools import cache
 from http.client import HTTPException
-from importlib.util import find_spec
 from pathlib import Path
 import torch
 from filelock import FileLock
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from .synth import UserError, command
+from .bpe import open_clip_folder
 from .clip import ARCHS, Arch, TextEncoder
 from .resnet import image_tower
 from .weights import read_weights
@@ -30,7 +30,7 @@ OPENAI = {name: name.replace("/", "-").replace("@336px", "-336") for name in # O
 @cache
 def configs() -> dict[str, dict]: # architecture's name -> its sizes
     "The architectures that open_clip describes."
-    here = Path(find_spec("open_clip").origin).parent / "model_configs"
+    here = open_clip_folder() / "model_configs"
     return {f.stem: json.loads(f.read_text(encoding="utf-8")) for f in sorted(here.glob("*.json"))}
 
 # %% ../nbs/04d_backbones.ipynb #8a1e4dfc

@@ -23,7 +23,7 @@ class Files(Dataset):
     def __init__(self,
         paths: list[str], # image files
         size: tuple[int, int], # height, width in pixels
-    ): self.paths, self.size = paths, tuple(size)
+    ): self.paths, self.size = paths, (size[0], size[1])
     def __len__(self): return len(self.paths)
     def __getitem__(self, i): return load_image(self.paths[i], self.size) # uint8, 3 x h x w
     def __getitems__(self, indices): # uint8, B x 3 x h x w
@@ -159,7 +159,8 @@ class Pairs(Dataset):
     def __getitems__(self, indices): # a dictionary of tensors, one row a pair
         "A batch of pairs."
         i = torch.as_tensor(indices)
-        return dict(images=self.images.__getitems__(self.split.owner[i].tolist()), ids=self.ids[i], labels=self.labels[i], index=i)
+        images = self.images.__getitems__(self.split.owner[i].tolist()) # type: ignore[attr-defined] # torch asks for it, but does not promise it
+        return dict(images=images, ids=self.ids[i], labels=self.labels[i], index=i)
 
 # %% ../nbs/02b_batches.ipynb #272abeac
 class RandomBatches:

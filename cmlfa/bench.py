@@ -80,10 +80,10 @@ def main(argv=None):
     name, there, argv = p.parse_known_args(argv)[0].name, benches(), sys.argv[1:] if argv is None else argv
     if name and name not in there: raise UserError(f"there is no benchmark {name!r}; choose from {', '.join(there)}.")
     bench = import_module(f"cmlfa.bench_{name}") if name else None
-    if hasattr(bench, "flags"): bench.flags(p)
+    if bench and hasattr(bench, "flags"): bench.flags(p)
     p.add_argument("-h", "--help", action="help", help="show this and end")
     own = vars(p.parse_args(argv))
-    if not name: return print("\n".join(f"{name:<10} {what}" for name, what in there.items()))
+    if not bench: return print("\n".join(f"{name:<10} {what}" for name, what in there.items()))
     keep = own.pop("save"), own.pop("name")
     table, figures = bench.measure(**own)
     file = figures.pop("file", name) # a benchmark may keep a record beside the usual one

@@ -8,6 +8,7 @@ __all__ = ['SIZE', 'BATCH', 'WORKERS', 'draw', 'Plain', 'plain', 'ours', 'memory
 # %% ../nbs/17b_data.ipynb #2c2dd005
 """images a second from the disk to a batch, against the plain way"""
 import tempfile
+from pathlib import Path
 from random import Random
 from statistics import median
 import psutil
@@ -27,7 +28,7 @@ from .bench import paired, ratio
 SIZE, BATCH, WORKERS = (384, 128), 64, 2 # height and width in pixels; images a batch; loading processes
 
 def draw(
-    folder: str, # empty
+    folder: str | Path, # empty
     people: int, # with four images each
 ) -> Split: # to train on
     "A data set with image files like the public ones."

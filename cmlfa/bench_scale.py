@@ -33,7 +33,7 @@ def in_turn(
     steps: dict, # name to a step
     rounds: int, # that count
     device: str, # cpu or cuda
-) -> dict[str, list[float]]: # seconds, to a tenth of a millisecond
+) -> dict: # by name, seconds to a tenth of a millisecond
     "Time steps against each other."
     def whole(step):
         def run(): step(); sync(device)
@@ -82,7 +82,7 @@ def checkpointing(
     "What computing twice saves and costs."
     found = {}
     for n in sizes:
-        kinds = {"kept": {}, "computed twice": dict(checkpoint_activations=True)}
+        kinds: dict[str, dict] = {"kept": {}, "computed twice": dict(checkpoint_activations=True)}
         seconds = in_turn({k: our_step(job_of(n), **s) for k, s in kinds.items()}, rounds, job_of(n).device)
         mb = {k: start(job_of(n), partial(our_step, **s))["mb"] for k, s in kinds.items()}
         found[n] = dict(mb=mb, seconds=seconds, memory_ratio=round(mb["computed twice"] / mb["kept"], 3), time_ratio=round(ratio(seconds["computed twice"], seconds["kept"]), 3))

@@ -11,6 +11,7 @@ __all__ = ['KINDS', 'NAMED', 'SMALL', 'published_step', 'our_trainer', 'our_step
 import multiprocessing as mp
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -21,6 +22,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from .synth import UserError
+from .data import Split
 from .batches import Augment, normalise
 from .clip import Arch
 from .backbones import arch_named, natural_sizes
@@ -60,7 +62,7 @@ def our_trainer(
     cfg = Config(loss_names=LOSSES, itc_loss_weight=WEIGHTS["itc"], id_loss_weight=WEIGHTS["id"], mlm_loss_weight=WEIGHTS["mlm"],
                  mixed_precision=precision, cpu=job.device == "cpu", **settings)
     model = model_of(job)
-    trainer = Trainer(model, [None], Augment(model.tokenizer, enabled=False), cfg, None, Path("."))
+    trainer = Trainer(model, [None], Augment(model.tokenizer, enabled=False), cfg, Split([]), Path("."))
     trainer.model.train()
     return trainer
 
@@ -131,7 +133,7 @@ def ways(
     bf16: bool, # whether it is worth measuring
 ) -> dict: # name to a function of a job that makes the step
     "What is compared."
-    found = {"published": published_step, "ours": our_step, "open_clip": open_clip_step}
+    found: dict[str, Callable] = {"published": published_step, "ours": our_step, "open_clip": open_clip_step}
     if bf16 and gpu: found["published, fp16"] = partial(published_step, half=True)
     if bf16: found |= {"ours, bf16": partial(our_step, precision="bf16"), "open_clip, bf16": partial(open_clip_step, bf16=True)}
     return found | {"ours, checkpointed": partial(our_step, precision="bf16" if bf16 and gpu else "no", checkpoint_activations=True)}
@@ -285,7 +287,8 @@ def job_of(
     if arch.resnet or arch.hidden: raise UserError(f"backbone: {name} is not one that the published code can be written for here; choose a ViT such as ViT-B/16 or ViT-L/14.")
     arch = replace(arch, image_size=natural_sizes(name)["img_size"], quick_gelu=True) if backbone or not quick else SMALL
     if batch is not None and batch < 2: raise UserError(f"batch: {batch} leaves nothing to compare; give 2 or more.")
-    return Job(replace(arch, image_size=tuple(img_size or arch.image_size)), batch or (64 if device == "cuda" else 4 if quick else 16), device)
+    height, width = img_size or arch.image_size
+    return Job(replace(arch, image_size=(height, width)), batch or (64 if device == "cuda" else 4 if quick else 16), device)
 
 # %% ../nbs/17g_train.ipynb #d977039d
 def measure(

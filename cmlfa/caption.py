@@ -164,8 +164,8 @@ def choose(
     patience: dict = {.7: 1, 1: 3, 1.3: 1}, # what the chance of naming something is multiplied with, to how many annotators are like that
 ) -> dict: # the part of it that this annotator names
     "Which of the visible attributes one annotator names."
-    patience = rng.choices(list(patience), list(patience.values()))[0]
-    named = {k: v for k, v in see.items() if rng.random() < _NAMED[k] * patience}
+    much = rng.choices(list(patience), list(patience.values()))[0]
+    named = {k: v for k, v in see.items() if rng.random() < _NAMED[k] * much}
     if named.get("build") == "average": del named["build"]
     if named.get("pattern") == "plain" and rng.random() < .8: del named["pattern"]
     if named.get("hair_style") == "straight" and rng.random() < .6: del named["hair_style"]

@@ -53,8 +53,8 @@ def random_state() -> tuple[dict[str, torch.Tensor], dict]: # PyTorch's states b
     "Every random state that there is."
     tensors = {"random.cpu": torch.get_rng_state()}
     if torch.cuda.is_available(): tensors |= {f"random.cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
-    name, keys, *rest = np.random.get_state()
-    return tensors, dict(python=random.getstate(), numpy=[name, keys.tolist(), *rest])
+    n = np.random.get_state(legacy=False)
+    return tensors, dict(python=random.getstate(), numpy=[n["bit_generator"], n["state"]["key"].tolist(), n["state"]["pos"], n["has_gauss"], n["gauss"]])
 
 # %% ../nbs/12b_checkpoint.ipynb #cf83a995
 def set_random_state(
@@ -131,6 +131,8 @@ class Stopped(KeyboardInterrupt):
 
 class Signals:
     "A context in which SIGINT and SIGTERM stop training, but never within `whole`."
+    asked: str | None # name of the signal that has come
+    late: tuple | None # a child's signal that came within `whole`
     def __init__(self,
         together: bool = False, # several processes, which agree on a step to stop after: only remember what was asked
     ): self.together, self.asked, self.depth, self.old, self.since, self.late = together, None, 0, {}, 0., None

@@ -208,8 +208,9 @@ def make_parser(
 ) -> argparse.ArgumentParser: # nothing has a default: what is absent was not given
     "A command line with a flag for each field."
     parser = _Parser(prog="cmlfa_train", argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    kinds = get_type_hints(Config)
     for f in fields(Config):
-        kind, help_ = f.type, f"{comments.get(f.name, '')} [{f.default}]".replace("%", "%%")
+        kind, help_ = kinds[f.name], f"{comments.get(f.name, '')} [{f.default}]".replace("%", "%%")
         if kind is bool: parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=help_)
         elif get_origin(kind) is tuple: parser.add_argument(f"--{f.name}", nargs="+", metavar="N", help=help_)
         else: parser.add_argument(f"--{f.name}", type=kind, metavar=kind.__name__.upper(), help=help_)

@@ -84,7 +84,7 @@ def decode(
                 if im.format not in (*FORMATS, "MPO"): return "unreadable", f"cannot be read (it is {im.format}, no format of photographs)" # MPO: a JPEG that holds several pictures
                 ImageOps.exif_transpose(im).convert("RGB")
                 check_rows(im, data)
-    except Image.DecompressionBombError: return "absurd", f"claims to have more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels"
+    except Image.DecompressionBombError: return "absurd", f"claims to have more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
     except UnidentifiedImageError: return "unreadable", "cannot be read (it is no image)"
     except Exception as e: # whatever a decoder does with bytes that are not what they should be
         cut = "truncated" in str(e)

@@ -36,7 +36,7 @@ def tone(
 # %% ../nbs/00_draw.ipynb #a46bea81
 def sheet(
     images: list, # RGB pictures of one size
-    titles: list = (), # one above each of the first pictures
+    titles: list | tuple = (), # one above each of the first pictures
     columns: int = 8, # pictures in a row
     gap: int = 6, # pixels between pictures
     colours: int = 256, # of its palette; None keeps all
@@ -123,7 +123,7 @@ def stamp(
     for kind, colour, data in shapes:
         fill = colour if isinstance(colour, tuple) else tone(base, colour)
         if kind == "line": pen.line(move(data[1]), data[0], fill)
-        elif kind == "oval": pen.oval(*move([data[:2]])[0], *data[2:], fill)
+        elif kind == "oval": pen.oval(*move([data[:2]])[0], data[2], data[3], fill)
         else: pen.poly(move(data), fill, rounded=kind == "poly")
 
 # %% ../nbs/00_draw.ipynb #6345cd2e
@@ -193,7 +193,7 @@ _COLLAR = ("flat", 1.3, [(-.05, .158), (0, .178), (.05, .158), (.06, .188), (0, 
 _LAPEL = ("flat", .62, [(-.058, .15), (0, .168), (.058, .15), (.068, .197), (.03, .203), (0, .186), (-.03, .203), (-.068, .197)])
 _BELT, _STAND = ("line", .62, (.019, [(-.092, .44), (.092, .44)])), ("flat", .62, sym((.056, .155), (.062, .19)))
 _SEAM = lambda *points: ("line", .62, (.009, points)) # a thin dark line
-DETAILS = { # what tells one garment from another, in tones of its colour
+DETAILS: dict[str, dict[str, list]] = { # what tells one garment from another, in tones of its colour
     "t-shirt": {"front": [_NECK], "back": [], "side": []},
     "shirt": {"front": [_COLLAR, _SEAM((0, .2), (0, .55)), *[("oval", .45, (0, y, .0095, .0095)) for y in (.25, .32, .39, .46)]],
         "back": [_COLLAR, _SEAM((-.1, .235), (.1, .235))], "side": [_COLLAR]},
@@ -235,8 +235,8 @@ def draw_arm(
     "One arm in its sleeve."
     colour, w, long = tone(PALETTE[identity.upper_colour], dim), .062 * (.72 + .28 * body.wide), identity.sleeves == "long"
     pen.limb(arm, [w * .8, w * .72, w * .6], tone(skin, dim))
-    pen.oval(*arm[2], .027, .03, tone(skin, dim))
     (sx, sy), (ex, ey), (hx, hy) = arm
+    pen.oval(hx, hy, .027, .03, tone(skin, dim))
     points = [(sx, sy - .012), (ex, ey), (ex + .88 * (hx - ex), ey + .88 * (hy - ey))]
     if not long: points = [points[0], (sx + .5 * (ex - sx), sy + .5 * (ey - sy)), (sx + .92 * (ex - sx), sy + .92 * (ey - sy))]
     pen.limb(points, [w * 1.12, w * 1.05, w * .92] if long else [w * 1.15, w * 1.15, w * 1.2], colour)

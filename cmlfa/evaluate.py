@@ -37,7 +37,7 @@ def embed_images(
     progress: bool = False, # show a bar
 ) -> torch.Tensor: # unit vectors, n x D, on the CPU
     "Embed images, in order; processes that train together each embed a part, and must all call this."
-    n = len(images)
+    n = len(images) # type: ignore[arg-type] # torch does not promise it of every data set
     loader = gallery_loader(Subset(images, range(n)[part(n)]) if ranks() > 1 else images, batch_size, num_workers)
     out, trouble = [], None
     try: out = [model.encode_image(normalise(x.to(model.device))).cpu() for x in tqdm(loader, "images", leave=False, disable=None if progress else True)]
@@ -45,9 +45,9 @@ def embed_images(
     foreseen = isinstance(trouble, (UserError, MemoryError, torch.OutOfMemoryError))
     stop, unforeseen = anywhere(trouble is not None, not (trouble is None or foreseen))
     if stop: # all stop here, before any waits for another
-        said = sentences(trouble and (str(trouble) or type(trouble).__name__))
+        said = sentences(None if trouble is None else str(trouble) or type(trouble).__name__)
         trouble = trouble or UserError(said[0])
-        trouble.everywhere = not unforeseen # every process meets this one, and can still do something together with the others
+        setattr(trouble, "everywhere", not unforeseen) # every process meets this one, and can still do something together with the others
         raise trouble
     return all_parts(torch.cat(out) if out else torch.zeros(0, model.arch.dim), n)
 
@@ -91,10 +91,10 @@ def embed_split(
     "Embed a split's captions and images."
     was_training = model.training
     model.eval()
-    images = embed_images(model, images or Files(split.paths, model.arch.image_size), batch_size, num_workers, progress)
+    gallery = embed_images(model, images or Files(split.paths, model.arch.image_size), batch_size, num_workers, progress)
     texts = embed_texts(model, split.captions, batch_size, progress)
     model.train(was_training)
-    return Scores(texts.to(model.device), images.to(model.device))
+    return Scores(texts.to(model.device), gallery.to(model.device))
 
 # %% ../nbs/11_evaluate.ipynb #8904cde2
 WAYS = dict(t2i="text to image", i2t="image to text")
@@ -165,11 +165,11 @@ def write_queries(
     k: int = 10, # results of each query that are listed
 ):
     "One line a query."
-    sides = dict(captions=(split.captions, split.caption_identities.tolist()), images=(split.paths, split.identities.tolist()))
+    captions, images = (split.captions, split.caption_identities.tolist()), (split.paths, split.identities.tolist())
     with open(file, "w", newline="", encoding="utf-8") as f:
         out = csv.writer(f)
         out.writerow("way query identity matches rank AP INP top top_identities top_scores".split())
-        for way, (queries, who), (items, whose), s in (("t2i", *sides.values(), scores), ("i2t", *reversed(sides.values()), scores.T)):
+        for way, (queries, who), (items, whose), s in (("t2i", captions, images, scores), ("i2t", images, captions, scores.T)):
             v = {name: values.tolist() for name, values in ways[way].items()}
             for q in range(len(queries)):
                 best, top = s[q].topk(min(k, len(items)))

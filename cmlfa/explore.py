@@ -25,7 +25,7 @@ class Explorer:
     "A page on which a gallery is asked."
     def __init__(self,
         gallery: Gallery, # what is searched
-        compare: list = (), # further models, to be asked beside it: names, or models in memory
+        compare: list | tuple = (), # further models, to be asked beside it: names, or models in memory
     ):
         self.session, self.compare, self.quiet, self.asked_words, self.shown = Session(gallery), list(compare), False, None, (None, None)
         self._ask(); self._filters(); self._picture(); self._second(); self._why(); self._whatif(); self._keep()
@@ -225,7 +225,8 @@ def _draw_why(self: Explorer, s): # the panel of the chosen result
         parts += [self.why_html] + [self.protos] * bool(why.prototypes) + [self.if_head, self.switches, self.whatif_row, self.moved]
         self.why_html.value = why_html(why, file, self.view.value)
         self.protos.value = "<h2>The prototypes</h2>" + prototypes_html(why, file, int(self.view.value[1:]) if self.view.value.startswith("p") else None)
-        self.moved.value = moved_html(s.edited, *s.moved(), DEEP) if s.changes else '<p class="note">Switch a word off, or swap it, and see who moves.</p>'
+        mine, others = s.moved() if s.changes else (None, [])
+        self.moved.value = moved_html(s.edited, mine, others, DEEP) if s.changes else '<p class="note">Switch a word off, or swap it, and see who moves.</p>'
     self.view.layout.display = None if why else "none"
     self.why_box.children = tuple(parts)
     self.why_box.remove_class("waiting")
@@ -248,7 +249,7 @@ def _draw_words(self: Explorer, s, why): # menus and switches of this sentence's
 def explore(
     model=None, # as `CMLFA.from_pretrained` takes it, or a model in memory; the gallery's own, or the bundled one, if None
     gallery: Gallery | str | None = None, # what is searched: a `Gallery`, or a store; drawn people if None
-    compare: list = (), # further models, to be asked beside it
+    compare: list | tuple = (), # further models, to be asked beside it
 ) -> Explorer: # shows itself at the end of a cell
     "Open the explorer in a notebook."
     if not isinstance(gallery, Gallery): gallery = open_gallery(model, gallery)

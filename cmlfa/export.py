@@ -72,6 +72,7 @@ def _graph(
         warnings.simplefilter("ignore") # about the exporter's own internals
         program = torch.onnx.export(tower, (example,), dynamo=True, verbose=False, input_names=[name], output_names=["embeddings"],
                                     dynamic_shapes=({d: torch.export.Dim.DYNAMIC for d in varying},))
+    assert program is not None # with dynamo=True it always gives one
     program.save(part)
     os.replace(part, file)
 

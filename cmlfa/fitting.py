@@ -10,11 +10,10 @@ __all__ = ['INTERPOLATIONS', 'count_blocks', 'arch_of', 'fit_grid', 'fit_context
 import re
 from functools import reduce
 import torch, torch.nn.functional as F
-from torch import nn
 from timm.layers import resample_abs_pos_embed
 from .synth import UserError
-from .clip import Arch, TextEncoder
-from .resnet import image_tower
+from .clip import Arch, ImageEncoder, TextEncoder
+from .resnet import ResNetEncoder, image_tower
 
 # %% ../nbs/04c_fitting.ipynb #21fd861e
 def count_blocks(
@@ -92,11 +91,11 @@ def openai_name(
     name: str, # of a tensor of one of our image towers
 ) -> str: # the same tensor's name in a published file
     "Translate timm's names."
-    if name.startswith(("trunk.", "attnpool.")): return "visual." + reduce(lambda n, pair: re.sub(*pair, n), _RESNET, name)
+    if name.startswith(("trunk.", "attnpool.")): return "visual." + reduce(lambda n, pair: re.sub(pair[0], pair[1], n), _RESNET, name)
     return "visual." + reduce(lambda n, pair: n.replace(*pair), _VIT, name)
 
 def load_image_weights(
-    encoder: nn.Module, # an image tower of either kind, filled in place
+    encoder: ImageEncoder | ResNetEncoder, # filled in place
     state: dict[str, torch.Tensor], # a state dict with OpenAI's names
     pos_interpolation: str = "bicubic", # one of INTERPOLATIONS
 ):
@@ -122,7 +121,7 @@ def filled_towers(
     arch: Arch, # sizes that are wanted
     state: dict[str, torch.Tensor], # a state dict with OpenAI's names
     pos_interpolation: str = "bicubic", # one of INTERPOLATIONS
-) -> tuple[nn.Module, TextEncoder]: # image tower, text tower, on the CPU
+) -> tuple[ImageEncoder | ResNetEncoder, TextEncoder]: # image tower, text tower, on the CPU
     "Towers made of a file's tensors; memory is taken for what fits alone."
     with torch.device("meta"): image, text = image_tower(arch), TextEncoder(arch)
     load_image_weights(image, state, pos_interpolation)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from random import Random
+import numpy as np
 from filelock import FileLock
 from .synth import SPLITS, Size, UserError, write_synth
 from .data import locate, read_photos
@@ -130,7 +131,7 @@ class Gallery:
     @property
     def name(self): return Path(self.searcher.store.model.name).name # of the model
     def __len__(self): return len(self.searcher.store)
-    def __call__(self, query: Query, k: int = 12, where: list = ()) -> Hits: return self.searcher(query, k, where)
+    def __call__(self, query: Query, k: int = 12, where: list | tuple = ()) -> Hits: return self.searcher(query, k, where)
 
     @cached_property
     def items(self) -> dict[str, Item]: # file to image
@@ -249,7 +250,8 @@ def tile(
 ) -> Gallery: # the same images again and again
     "A gallery of any size, to measure with."
     items, store = [*gallery.items.values()], gallery.searcher.store
-    vectors, copies = store.vectors[[i.row for i in items]], -(-n // len(items))
+    known, copies = store.vectors_of([i.hash for i in items]), -(-n // len(items))
+    vectors = np.stack([known[i.hash] for i in items])
     for k in range(copies): os.symlink(items[0].root, folder / f"copy{k}", target_is_directory=True)
     with Store(folder / "store", store.model, write=True) as many:
         for k in range(copies): many.put([Item(str(folder), f"copy{k}/{i.path}", i.size, i.mtime, i.hash, i.meta) for i in items], vectors)

@@ -43,18 +43,18 @@ def find_images(
         try:
             if _place(Path(root) / here) in seen: continue
             seen.add(_place(Path(root) / here))
-            with os.scandir(Path(root) / here) as entries: entries = sorted(entries, key=lambda e: e.name)
+            with os.scandir(Path(root) / here) as there: entries = sorted(there, key=lambda f: f.name)
         except OSError as e: bad[here] = f"{Path(root) / here}: this folder cannot be read ({e.strerror})."; continue
-        for e in entries:
-            path = f"{here}/{e.name}" if here else e.name
-            if e.name.startswith("."): continue
+        for f in entries:
+            path = f"{here}/{f.name}" if here else f.name
+            if f.name.startswith("."): continue
             try:
-                if e.is_dir(): todo.insert(0, path) if e.is_symlink() else todo.append(path) # links last: a folder is known by its own place
-                elif e.is_symlink() and not os.path.exists(e.path): bad[path] = f"{e.path}: this link leads to nothing; mount what it leads to, or remove it."
-                elif e.name.lower().endswith(SUFFIXES):
-                    path.encode(); s = e.stat()
+                if f.is_dir(): todo.insert(0, path) if f.is_symlink() else todo.append(path) # links last: a folder is known by its own place
+                elif f.is_symlink() and not os.path.exists(f.path): bad[path] = f"{f.path}: this link leads to nothing; mount what it leads to, or remove it."
+                elif f.name.lower().endswith(SUFFIXES):
+                    path.encode(); s = f.stat()
                     if stat.S_ISREG(s.st_mode): found[path] = s.st_size, s.st_mtime_ns # a pipe would be waited for
-            except OSError as x: bad[path] = f"{Path(root) / path}: this file cannot be read ({x.strerror})."
+            except OSError as e: bad[path] = f"{Path(root) / path}: this file cannot be read ({e.strerror})."
             except UnicodeEncodeError: bad[ascii(path)] = f"{Path(root) / ascii(path)}: its name is no UTF-8; rename it."
     return dict(sorted(found.items())), bad
 
@@ -89,7 +89,7 @@ class Readable(Dataset):
     def __init__(self,
         files: list[Path], # to read
         size: tuple[int, int], # height, width in pixels
-        have: set[str] = frozenset(), # checksums whose vectors are known
+        have: set[str] | frozenset[str] = frozenset(), # checksums whose vectors are known
     ): self.files, self.size, self.have = files, size, have
     def __len__(self): return len(self.files)
     def __getitem__(self, i):
@@ -123,10 +123,10 @@ def embed_new(
         old = known.vectors_of([h for h, pixels, wrong in batch if pixels is None and not wrong])
         batch = [anew[k * batch_size + i] if b[1] is None and not b[2] and b[0] not in old else b for i, b in enumerate(batch)] # its row was replaced meanwhile
         new = [pixels for _, pixels, _ in batch if pixels is not None]
-        new = iter(model.encode_image(normalise(torch.stack(new).to(model.device))).cpu().numpy() if new else ())
+        vectors = iter(model.encode_image(normalise(torch.stack(new).to(model.device))).cpu().numpy() if new else ())
         for item, (h, pixels, wrong) in zip(part, batch):
             if wrong: bad[item.path] = wrong
-            else: done.append((replace(item, hash=h), next(new) if pixels is not None else old[h])); again += pixels is None
+            else: done.append((replace(item, hash=h), next(vectors) if pixels is not None else old[h])); again += pixels is None
         if done: store.put([i for i, _ in done], np.stack([v for _, v in done]))
         bar.update(len(batch))
     bar.close()
@@ -151,7 +151,7 @@ class Report:
 
 def plan(
     root: str, # the folder
-    found: dict, # from `find_images`
+    found: dict[str, tuple[int, int]], # from `find_images`
     known: dict, # from a store: (root, path) to image
     bad: dict = {}, # from `find_images`: what cannot be read now, and may still be there
 ) -> tuple[list[Item], list[Item]]: # to embed, to forget
@@ -249,17 +249,17 @@ def index(
     "Bring a store up to date with a folder."
     table, (rank, ranks) = read_metadata(metadata) if metadata else {}, team()
     root, (found, bad) = str(Path(photos).resolve()), _look(photos, store)
-    model, about = open_model(model or _model_of(store), my_device(cpu))
+    net, about = open_model(model or _model_of(store), my_device(cpu))
     s = open_store(store, about, write=True) if rank == 0 else None
     try:
         if s: s.gather() # what a killed run left
         gathered(None, ranks)
         s = s or open_store(store, about)
-        report, gone = _share(s, root, found, bad, model, rank, ranks, batch_size=batch_size, num_workers=num_workers, progress=progress and rank == 0)
+        report, gone = _share(s, root, found, bad, net, rank, ranks, batch_size=batch_size, num_workers=num_workers, progress=progress and rank == 0)
         shares = gathered(report, ranks)
         for name in ("new", "changed", "again"): setattr(report, name, sum(getattr(r, name) for r in shares))
         report.bad = bad | {p: b for r in shares for p, b in r.bad.items()}
-        if rank == 0: _finish(s, root, model, table, kind, gone, report)
+        if rank == 0: _finish(s, root, net, table, kind, gone, report)
         gathered(None, ranks)
         return report
     finally:

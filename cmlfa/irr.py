@@ -42,9 +42,9 @@ def mlm_head(
     vocab: int, # entries of the vocabulary
 ) -> nn.Sequential: # n x D -> n x vocab
     "Linear, QuickGELU, LayerNorm, Linear to the vocabulary."
-    head = nn.Sequential(OrderedDict(dense=nn.Linear(dim, dim), gelu=QuickGELU(), ln=nn.LayerNorm(dim), fc=nn.Linear(dim, vocab)))
-    for p in (head.dense, head.fc): nn.init.normal_(p.weight, std=dim ** -0.5)
-    return head
+    dense, fc = nn.Linear(dim, dim), nn.Linear(dim, vocab)
+    for p in (dense, fc): nn.init.normal_(p.weight, std=dim ** -0.5)
+    return nn.Sequential(OrderedDict(dense=dense, gelu=QuickGELU(), ln=nn.LayerNorm(dim), fc=fc))
 
 # %% ../nbs/08_irr.ipynb #30e0e24a
 class IRR(nn.Module):

@@ -88,18 +88,19 @@ def sql(
     where: list[Where], # all must hold
 ) -> tuple[str, list]: # the condition, its values
     "Conditions as SQLite reads them."
-    parts, values = ["1"], []
+    parts = ["1"]
+    values: list[int | float | str] = []
     for w in where:
         if w.column == "folder" and w.op in ("=", "!="):
             parts.append(f"{'NOT ' if w.op == '!=' else ''}(folder = ? OR substr(folder, 1, ?) = ?)")
-            values += [w.value, len(w.value) + 1, w.value + "/"] if w.value else ["", 0, ""] # folder= is everything
+            values += [w.value, len(str(w.value)) + 1, f"{w.value}/"] if w.value else ["", 0, ""] # folder= is everything
             continue
         known = w.column in ("folder", "path", "size")
         value = w.column if known else "json_extract(meta, ?)"
         names = [] if known else [f'$."{w.column}"']
         kind = "" if known or w.op in ("=", "!=") else f" AND typeof({value}) {'=' if isinstance(w.value, str) else '!='} 'text'"
         parts.append(f"({value} {dict([('=', 'IS'), ('!=', 'IS NOT')]).get(w.op, w.op)} ?{kind})")
-        values += [*names, w.value] + (names if kind else [])
+        values += [*names, w.value, *(names if kind else [])]
     return " AND ".join(parts), values
 
 # %% ../nbs/13b_items.ipynb #7f918721

@@ -53,9 +53,11 @@ class LFA(nn.Module):
         _check_sizes(dim, prototypes, layers, heads)
         self.as_published, act = as_published, QuickGELU if as_published else nn.GELU
         self.prototypes = nn.Parameter(torch.randn(prototypes, dim))
-        self.feed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
-        self.blocks = nn.ModuleList(Block(dim, heads, act, layers) for _ in range(layers))
-        for out in (self.feed[-1], *(p for b in self.blocks for p in (b.attn.out_proj, b.mlp["c_proj"]))): # a fresh LFA only gathers
+
+        first, last = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+        self.feed = nn.Sequential(nn.LayerNorm(dim), first, nn.GELU(), nn.Dropout(dropout), last)
+        self.blocks = nn.ModuleList(blocks := [Block(dim, heads, act, layers) for _ in range(layers)])
+        for out in (last, *(p for b in blocks for p in (b.attn.out_proj, b.mlp.c_proj))): # a fresh LFA only gathers
             nn.init.normal_(out.weight, std=1e-3)
             nn.init.zeros_(out.bias)
 

@@ -80,7 +80,7 @@ class Trainer:
         cfg: Config, # the run's settings
         val: Split, # what picks the best epoch
         folder: Path, # the run folder
-        callbacks: list[Callback] = (), # run in this order at each hook
+        callbacks: list | tuple = (), # `Callback`s, run in this order at each hook
     ):
         self.cfg, self.loader, self.augment, self.val, self.folder, self.callbacks = cfg, loader, augment, val, Path(folder), callbacks
         self.weights = dict(itc=cfg.itc_loss_weight, id=cfg.id_loss_weight, mlm=cfg.mlm_loss_weight)
@@ -245,7 +245,7 @@ def agree(self: Trainer,
     asked, lost = anywhere(bool(self.signals.asked), trouble is not None)
     self.agreed = asked or lost
     if asked: raise Stopped(self.signals.asked or "a signal to another process")
-    if lost: raise CutShort(sentences(trouble and str(trouble))[0]) from trouble
+    if lost: raise CutShort(sentences(None if trouble is None else str(trouble))[0]) from trouble
 
 # %% ../nbs/12c_loop.ipynb #261ebcbe
 @patch

@@ -55,7 +55,8 @@ def count_ahead(
     rows = block.numpy(), hits.amin(1).tolist(), torch.cat([larger, hits], 1).numpy()
     pieces = [zip(*(r[i:i + ROWS] for r in rows)) for i in range(0, len(block), ROWS)]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool: done = list(pool.map(lambda piece: [_place(*row) for row in piece], pieces))
-    return torch.from_numpy(np.stack([place for piece in done for place in piece])).chunk(2, 1)
+    ahead, atleast = torch.from_numpy(np.stack([place for piece in done for place in piece])).chunk(2, 1)
+    return ahead, atleast
 
 # %% ../nbs/10b_measures.ipynb #ec8374c0
 def standing(
@@ -102,7 +103,7 @@ def fair(
         total += (size / n * (r + 1 + (i - 1) * (size - 1) / max(n - 1, 1)) / (a + r + i)).sum().item()
         if r == 0:
             misses = {k: np.prod([max(w - u, 0) / (n - u) for u in range(min(max(k - a, 0), n))]) for k in KS}
-            out = {f"R{k}": 1 - miss for k, miss in misses.items()} | dict(rank=a + 1 + w / (size + 1))
+            out = {f"R{k}": float(1 - miss) for k, miss in misses.items()} | dict(rank=a + 1 + w / (size + 1))
     return out | dict(AP=total / count, INP=(_last_place(size, n) * count / (a + r + i)).sum().item())
 
 # %% ../nbs/10b_measures.ipynb #73a6d149
@@ -145,7 +146,7 @@ def per_query(
     for rows in [slice(i, i + step) for i in range(0, len(queries), step)]:
         part, n = scores[rows].float(), count[rows].to(order.device)
         if part.numel() and part.min().isnan(): raise UserError(f"the scores of queries {rows.start} to {rows.start + len(part) - 1} are no numbers; the model is broken: train again with a lower --lr, or take another checkpoint.")
-        j = torch.arange(max(1, n.max()))
+        j = torch.arange(max(1, int(n.max())))
         items = torch.where(j < n[:, None], order[(first[rows, None] + j).clamp(max=max(0, len(order) - 1))], -1).to(part.device)
         values = place_ties(part, standing(part, items), n.to(part.device), ties) | dict(matches=n)
         out.append({k: v.cpu().masked_fill(n == 0, torch.nan) if k != "matches" else v for k, v in values.items()})

@@ -24,7 +24,7 @@ def expression(
     for w in where:
         value, op = json.dumps(w.value, ensure_ascii=False), {"=": "=="}.get(w.op, w.op)
         if w.column == "folder" and w.op in ("=", "!="):
-            low, high = (json.dumps(w.value + c, ensure_ascii=False) for c in "/0") # 0 comes next after /; in LIKE, _ and % would stand for anything
+            low, high = (json.dumps(f"{w.value}{c}", ensure_ascii=False) for c in "/0") # 0 comes next after /; in LIKE, _ and % would stand for anything
             if w.value: parts.append(f"{'not ' if op == '!=' else ''}(folder == {value} or (folder >= {low} and folder < {high}))")
             elif op == "!=": parts.append("(size < 0)") # outside of everything there is nothing
             continue
@@ -130,16 +130,16 @@ def put(self: MilvusStore,
 ):
     "Add images, or change what is known of them."
     last = latest(items)
-    items, vectors = [items[k] for k in last], None if vectors is None else np.asarray(vectors, np.float16)[last].astype(np.float32)
+    items, new = [items[k] for k in last], None if vectors is None else np.asarray(vectors, np.float16)[last].astype(np.float32)
     with answering(self.uri):
         self._enter({c for x in items for c in x.meta} - self._entered)
         for i in range(0, len(items), ROWS):
             some = items[i:i + ROWS]
-            if vectors is None:
+            if new is None:
                 old = {r["id"]: r["vector"] for r in self.client.query(self.name, ids=[key(x) for x in some], output_fields=["id", "vector"])}
-                v = [old[key(x)] for x in some]
-            else: v = vectors[i:i + ROWS]
-            self.client.upsert(self.name, [dict(id=key(x), root=x.root, path=x.path, folder=x.folder, hash=x.hash, size=x.size, mtime=x.mtime, meta=x.meta, vector=list(map(float, y))) for x, y in zip(some, v)])
+                rows = [old[key(x)] for x in some]
+            else: rows = list(new[i:i + ROWS])
+            self.client.upsert(self.name, [dict(id=key(x), root=x.root, path=x.path, folder=x.folder, hash=x.hash, size=x.size, mtime=x.mtime, meta=x.meta, vector=list(map(float, y))) for x, y in zip(some, rows)])
 
 @patch
 def _enter(self: MilvusStore, columns): # their names, beside the model
@@ -157,7 +157,7 @@ def remove(self: MilvusStore,
 # %% ../nbs/13d_milvus.ipynb #10de886e
 _FIELDS = ["root", "path", "size", "mtime", "hash", "meta"]
 
-def _item(row): return Item(*(row[f] for f in _FIELDS[:-1]), meta=dict(row["meta"] or {}), row=row.get("id"))
+def _item(row): return Item(**{f: row[f] for f in _FIELDS[:-1]}, meta=dict(row["meta"] or {}), row=row.get("id"))
 
 @patch
 def _rows(self: MilvusStore, condition, fields): # however many

@@ -28,7 +28,7 @@ from .share import Saved
 # %% ../nbs/09_model.ipynb #cd7f499e
 TAU = (0.01, 0.5) # where a learned temperature may be; CLIP's own lower bound
 
-class CMLFA(nn.Module, Saved):
+class CMLFA(Saved):
     "Two encoders, shared prototypes, fusion, and the heads that the chosen losses need."
     def __init__(self,
         arch: Arch, # sizes of the encoders
@@ -213,7 +213,7 @@ def build_model(
     state, arch = (None, replace(arch_named(backbone), vocab=vocab_size)) if pretrain_choice == "none" else pretrained(pretrain_choice, quick_gelu)
     if not VOCAB_SIZE <= vocab_size == arch.vocab:
         raise UserError(f"vocab_size: {vocab_size} was asked for, the encoder has {arch.vocab} entries and the tokenizer {VOCAB_SIZE}; leave vocab_size out, or give weights of CLIP's own vocabulary.")
-    arch = check_arch(replace(arch, image_size=tuple(img_size), stride=stride_size, context=text_length))
+    arch = check_arch(replace(arch, image_size=img_size, stride=stride_size, context=text_length))
     towers = filled_towers(arch, state, pos_interpolation) if state else None # what does not fit is refused before the model takes memory
     model = CMLFA(arch, **kwargs)
     if towers: model.image_encoder, model.text_encoder = towers

@@ -79,9 +79,11 @@ def exact(
     if not k: return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     if len(queries) > 5 or n < 0.1 * len(vectors): # many queries, or few rows
         q, rows = torch.from_numpy(np.ascontiguousarray(queries, np.float32)), None if allowed is None else torch.from_numpy(np.flatnonzero(allowed))
-        return tuple(x.numpy() for x in scan_blocks(as_tensor(vectors), q, k, rows))
+        best, at = scan_blocks(as_tensor(vectors), q, k, rows)
+        return best.numpy(), at.numpy()
     half = faiss.ScalarQuantizer(vectors.shape[1], faiss.ScalarQuantizer.QT_fp16)
-    return tuple(map(np.stack, zip(*(scan_one(vectors.view(np.uint8), half, one, k, allowed) for one in queries))))
+    scores, found = zip(*(scan_one(vectors.view(np.uint8), half, one, k, allowed) for one in queries))
+    return np.stack(scores), np.stack(found)
 
 # %% ../nbs/13a_nearest.ipynb #108dde0d
 KINDS = ("exact", "hnsw", "ivfpq")

@@ -154,12 +154,13 @@ def _read_index(folder): # of a pack
 # %% ../nbs/03b_pack.ipynb #2ee9c08e
 class Packed(Dataset):
     "An image source that reads a pack."
+    _map: np.memmap | None = None
     def __init__(self,
         folder: Path, # the pack
         rows: np.ndarray, # row of each image in the pack
         total: int, # images in the pack
         size: tuple[int, int], # height, width in pixels
-    ): self.folder, self.rows, self.total, self.size, self._map = folder, rows, total, tuple(size), None
+    ): self.folder, self.rows, self.total, self.size = folder, rows, total, tuple(size)
     @property
     def pixels(self): # the memory map, opened at the first use in each process
         if self._map is None: self._map = np.memmap(self.folder / "images.u8", np.uint8, "r", shape=(self.total, 3, *self.size))

@@ -187,7 +187,7 @@ def server(
     host: str, # address to listen on
     port: int, # free
     token: str = "", # '' asks for none
-    names: set[str] = frozenset(), # names that the server goes by; any if empty
+    names: set[str] | frozenset[str] = frozenset(), # names that the server goes by; any if empty
 ): # to be started with `start`
     "Voilà with a gate, and without what a page does not need."
     app = _class()()
@@ -278,7 +278,7 @@ def main(argv=None):
     say = lambda text: print(text, flush=True)
     gallery = open_gallery(**asked, say=say)
     for why in list(gallery.bad.values())[:20]: print(f"skipped: {why}", file=sys.stderr)
-    for m in a.compare: open_model(place(m, bundled)) # refused now, not when a visitor asks for it
+    for m in a.compare: open_model(str(place(m, bundled))) # refused now, not when a visitor asks for it
     os.environ[SETTINGS] = json.dumps(asked | dict(compare=[place(m, bundled) for m in a.compare]))
     token, names = ("", LOOPBACK) if host in LOOPBACK else (secrets.token_urlsafe(24), set())
     with short_folder() as folder:

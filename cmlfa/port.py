@@ -81,7 +81,7 @@ def fitting_model(
     temperature: float, # tau
 ) -> CMLFA: # on the meta device: shapes without memory
     "The model whose shapes are those of a published checkpoint."
-    try: arch = replace(arch_of(towers, quick_gelu=True), image_size=tuple(img_size), stride=stride_size)
+    try: arch = replace(arch_of(towers, quick_gelu=True), image_size=img_size, stride=stride_size)
     except UserError as e: raise (e.__cause__ or e) from None # no CLIP's shapes: the caller says so with the file's name
     down, across = arch.grid
     places = len(towers["visual.positional_embedding"]) - 1
@@ -113,7 +113,7 @@ def convert(
         load_image_weights(model.image_encoder, towers)
         load_text_weights(model.text_encoder, towers)
     except UserError as e: raise UserError(f"{file}: {e}") from e
-    model.image_encoder.vit.pos_embed.data[0] = towers["visual.positional_embedding"] # its grid is ours already, even where 24 x 6 patches could be taken for 12 x 12
+    model.image_encoder.get_parameter("vit.pos_embed").data[0] = towers["visual.positional_embedding"] # its grid is ours already, even where 24 x 6 patches could be taken for 12 x 12
     method = "CMLFA" if "lfa.prototypes" in parts else "IRRA"
     model.meta = dict(source=f"a published {method} checkpoint, {Path(file).name}", epoch=epoch, selected_on="test, as published")
     return model.eval(), dict(taken=len(state) - len(left), left=left, method=method, epoch=epoch)
@@ -125,7 +125,8 @@ WARNING = ("This CMLFA checkpoint was trained with attention across the batch: e
 
 # %% ../nbs/09b_port.ipynb #e722658e
 class _Published(yaml.SafeLoader): "Plain YAML, and tuples as lists; other Python tags are refused."
-_Published.add_constructor("tag:yaml.org,2002:python/tuple", _Published.construct_sequence)
+def _as_list(loader, node): return loader.construct_sequence(node)
+_Published.add_constructor("tag:yaml.org,2002:python/tuple", _as_list)
 
 def published_settings(
     file: Path, # the configs.yaml beside a published checkpoint; need not exist

@@ -41,9 +41,9 @@ def thumbnail(
         ImageFile.LOAD_TRUNCATED_IMAGES = True # what there is of it
         with Image.open(io.BytesIO(data or b"")) as im:
             if im.width * im.height > MAX_PIXELS: return "<div class=none>too large to show</div>"
-            im = ImageOps.exif_transpose(im).convert("RGB")
-            im.thumbnail(size)
-            im.save(out := io.BytesIO(), "JPEG", quality=80)
+            small = ImageOps.exif_transpose(im).convert("RGB")
+            small.thumbnail(size)
+            small.save(out := io.BytesIO(), "JPEG", quality=80)
     except Exception: return "<div class=none>no picture</div>"
     finally: ImageFile.LOAD_TRUNCATED_IMAGES = False
     return f'<img alt="" src="data:image/jpeg;base64,{b64encode(out.getvalue()).decode()}">'

@@ -31,14 +31,14 @@ from .evaluate import WAYS, both_ways, embed_split, identities_of, intervals, pi
 
 # %% ../nbs/11d_protocol.ipynb #9219a638
 def report_of(
-    scores: Scores | torch.Tensor, # of captions (rows) and images (columns), Q x G
+    scores: Scores, # of captions (rows) and images (columns), Q x G
     split: Split, # what was searched
     ties: str = "fair", # what becomes of equal scores, one of `TIES`
     rerank: bool = False, # also after re-ranking by neighbours
 ) -> tuple[dict, dict]: # the report; each query's measures, as `both_ways` gives them
     "Measures with intervals, and counts."
     ways, who = both_ways(scores, split, ties), identities_of(split)
-    report = {way: means(values) for way, values in ways.items()}
+    report: dict[str, dict] = {way: means(values) for way, values in ways.items()}
     report["interval95"] = {way: intervals(values, who[way]) for way, values in ways.items()}
     if rerank:
         again = Reranked(scores)
@@ -108,7 +108,9 @@ def examine(
     report |= dict(seconds=round(time.time() - start, 2), split=split, selected_on=meta.get("selected_on", "unknown"), epoch=meta.get("epoch"),
         dataset=name, trained_on=run.trained_on, run=run.name) | more
     if out and rank() == 0: write_report(report, ways, scores, data, out)
-    if out and failures and rank() == 0: write_failures(scores, data, *attributes, out)
+    if out and attributes and rank() == 0:
+        said, shown = attributes
+        write_failures(scores, data, said, shown, out)
     return report
 
 def write_failures(

@@ -94,7 +94,7 @@ class PlainBlock(nn.Module):
     def forward(self, x, mask=None, padding=None): # L x B x dim; L x L; True where nothing is, B x L
         y = self.ln_1(x)
         x = x + self.attn(y, y, y, attn_mask=mask, key_padding_mask=padding, need_weights=False)[0]
-        return x + self.mlp.c_proj(self.act(self.mlp.c_fc(self.ln_2(x))))
+        return x + self.mlp["c_proj"](self.act(self.mlp["c_fc"](self.ln_2(x))))
 
 def stack(dim, heads, layers): # with OpenAI's names
     return nn.ModuleDict(dict(resblocks=nn.ModuleList(PlainBlock(dim, heads) for _ in range(layers))))
@@ -113,12 +113,13 @@ class PlainImage(nn.Module):
         x = self.conv1(images.to(self.proj.dtype)).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], 1) + self.positional_embedding.to(x.dtype)
         x = self.ln_pre(x).transpose(0, 1)
-        for block in self.transformer.resblocks: x = block(x)
+        for block in self.transformer["resblocks"].children(): x = block(x)
         return self.ln_post(x.transpose(0, 1)) @ self.proj
 
 # %% ../nbs/17f_published.ipynb #96202f7c
 class PlainText(nn.Module):
     "The text tower."
+    mask: torch.Tensor # -inf where nobody looks, 77 x 77
     def __init__(self, a):
         super().__init__()
         self.token_embedding, self.positional_embedding = nn.Embedding(a.vocab, a.text_width), nn.Parameter(torch.empty(a.context, a.text_width))
@@ -129,7 +130,7 @@ class PlainText(nn.Module):
     def forward(self, ids): # B x 77 -> B x 77 x D
         dtype = self.text_projection.dtype
         x = (self.token_embedding(ids).to(dtype) + self.positional_embedding.to(dtype)).transpose(0, 1)
-        for block in self.transformer.resblocks: x = block(x, self.mask.to(dtype))
+        for block in self.transformer["resblocks"].children(): x = block(x, self.mask.to(dtype))
         return self.ln_final(x.transpose(0, 1)) @ self.text_projection
 
 # %% ../nbs/17f_published.ipynb #b070edf4
@@ -160,10 +161,10 @@ class PlainIRR(nn.Module):
         self.head = nn.ModuleDict(dict(dense=nn.Linear(dim, dim), ln=FullNorm(dim), fc=nn.Linear(dim, vocab)))
 
     def forward(self, text, image, padding): # B x 77 x D, B x (1 + N) x D, B x 77 -> B x 77 x vocab
-        e, image = self.encoder, self.encoder.ln_image(image)
-        x = e.cross(e.ln_text(text), image, image, need_weights=False)[0].transpose(0, 1)
-        for block in e.blocks: x = block(x, padding=padding)
-        return self.head.fc(self.head.ln(quick_gelu(self.head.dense(e.ln_post(x.transpose(0, 1))))))
+        e, image = self.encoder, self.encoder["ln_image"](image)
+        x = e["cross"](e["ln_text"](text), image, image, need_weights=False)[0].transpose(0, 1)
+        for block in e["blocks"].children(): x = block(x, padding=padding)
+        return self.head["fc"](self.head["ln"](quick_gelu(self.head["dense"](e["ln_post"](x.transpose(0, 1))))))
 
 # %% ../nbs/17f_published.ipynb #bf7f6f20
 def plain_names(
@@ -188,9 +189,10 @@ class Published(nn.Module):
         image = (image_tokens[:, 0] + self.lfa(image_tokens[:, 1:])).float()
         text = (tokens[torch.arange(len(ids), device=ids.device), end_positions(ids)] + self.lfa(tokens, padding)).float()
         losses = dict(itc=itc_loss(image, text, labels, self.tau), sdm=sdm_loss(image, text, labels, self.tau))
-        losses["id"] = id_loss(*(self.classifier(f.to(tokens.dtype)).float() for f in (image, text)), labels)
-        scores = self.irr(self.text_encoder(batch["masked"]), image_tokens, padding)
-        losses["mlm"] = F.cross_entropy(scores.float().flatten(0, 1), batch["targets"].flatten(), ignore_index=0)
+        scores = [self.classifier(f.to(tokens.dtype)).float() for f in (image, text)]
+        losses["id"] = id_loss(scores[0], scores[1], labels)
+        words = self.irr(self.text_encoder(batch["masked"]), image_tokens, padding)
+        losses["mlm"] = F.cross_entropy(words.float().flatten(0, 1), batch["targets"].flatten(), ignore_index=0)
         return losses
 
 # %% ../nbs/17f_published.ipynb #7d59d02d

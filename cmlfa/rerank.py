@@ -55,7 +55,7 @@ def weights(
     return out
 
 def blend(
-    near: np.ndarray, # the rows to take the mean over, for each new row, n x k2
+    near: np.ndarray | list[range], # the rows to take the mean over, for each new row, n x k2
     sets: list[np.ndarray], # gallery items of each row
     values: list[np.ndarray], # their weights
 ) -> tuple[list[np.ndarray], list[np.ndarray]]: # the same, of the means
@@ -64,10 +64,10 @@ def blend(
     for rows in near:
         items, place = np.unique(np.concatenate([sets[j] for j in rows]), return_inverse=True)
         out.append((items, np.bincount(place, np.concatenate([values[j] for j in rows])) / len(rows)))
-    return tuple(map(list, zip(*out)))
+    return [items for items, _ in out], [weights for _, weights in out]
 
 # %% ../nbs/11b_rerank.ipynb #1a345017
-class Reranked:
+class Reranked(Scores):
     "Scores after re-ranking, computed when rows are asked for."
     def __init__(self,
         scores: Scores, # vectors of queries and gallery

@@ -17,10 +17,11 @@ def resnet_trunk(
     arch: Arch, # sizes of a ResNet
 ) -> ByobNet: # images to a map of 32 x width channels, a place every 32 pixels
     "CLIP's ResNet up to its last map."
+    assert isinstance(arch.layers, tuple) # of a vision transformer there is one number
     w = arch.width
     stages = tuple(ByoBlockCfg(type="bottle", d=depth, c=4 * w * 2 ** i, s=1 + (i > 0), br=.25) for i, depth in enumerate(arch.layers))
     net = ByobNet(ByoModelCfg(blocks=stages, stem_chs=(w // 2, w // 2, w), stem_type="", stem_pool="avg2", downsample="avg", aa_layer="avg"), num_classes=0)
-    net.head = nn.Identity()
+    net.add_module("head", nn.Identity())
     return net
 
 # %% ../nbs/04a_resnet.ipynb #9aa4fa27
@@ -54,7 +55,7 @@ class ResNetEncoder(nn.Module):
         arch: Arch, # sizes of a ResNet
     ):
         super().__init__()
-        self.size, self.grid = tuple(arch.image_size), arch.grid
+        self.size, self.grid = arch.image_size, arch.grid
         self.trunk = resnet_trunk(arch)
         self.attnpool = AttentionPool(self.grid[0] * self.grid[1], 32 * arch.width, arch.heads, arch.dim)
 
@@ -75,6 +76,6 @@ class ResNetEncoder(nn.Module):
 # %% ../nbs/04a_resnet.ipynb #04c6ec33
 def image_tower(
     arch: Arch, # sizes
-) -> nn.Module: # images B x 3 x h x w to tokens B x (1 + N) x D
+) -> ImageEncoder | ResNetEncoder: # images B x 3 x h x w to tokens B x (1 + N) x D
     "The image tower of either kind, with random weights."
-    return (ResNetEncoder if arch.resnet else ImageEncoder)(arch)
+    return ResNetEncoder(arch) if arch.resnet else ImageEncoder(arch)

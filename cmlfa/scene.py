@@ -175,7 +175,7 @@ def render(
     scene = np.clip(grey + (scene - grey) * camera.vivid, 0, 255).astype(np.uint8)
     image = Image.fromarray(scene).point([round(255 * (v / 255) ** camera.gamma) for v in range(256)] * 3)
     small = (round(width * camera.sharp), round(height * camera.sharp))
-    if camera.sharp < 1: image = image.resize(small, Image.BILINEAR).resize((width, height), Image.BICUBIC)
+    if camera.sharp < 1: image = image.resize(small, Image.Resampling.BILINEAR).resize((width, height), Image.Resampling.BICUBIC)
     image = image.filter(ImageFilter.GaussianBlur(shot.blur * height / 1000))
     noise = np.random.RandomState(shot.seed).standard_normal((height, width, 1)).astype(np.float32) * shot.noise
     return Image.fromarray(np.clip(np.asarray(image, np.float32) + noise, 0, 255).astype(np.uint8))

@@ -117,7 +117,7 @@ class Searcher:
             if model: raise
             raise UserError(f"{store}: was made by the model {self.store.model}, which cannot be opened ({e}); give its new place with --model.") from e
         self.store.close(); self.store = open_store(store, about)
-    def __call__(self, query: Query, k: int = 10, where: list = (), exact: bool = False) -> Hits:
+    def __call__(self, query: Query, k: int = 10, where: list | tuple = (), exact: bool = False) -> Hits:
         "Ask."
         if k < 1: raise UserError(f"k: {k} images were asked for; ask for 1 or more.")
         notes = [n for t in [*query.texts, *query.unwanted] for n in remarks(t, self.model)]
@@ -130,13 +130,13 @@ def search(
     query: str | list | Query, # a sentence, several that must all hold, or a `Query`
     store, # a folder, the address of a Milvus server, or a path that ends in .db
     k: int = 10, # how many
-    where: list[str] = (), # conditions such as 'camera=3', all must hold
+    where: list | tuple = (), # conditions such as 'camera=3', all must hold
     model=None, # the one that made the store if None
     **more, # of `Query`: images, unwanted, mix
 ) -> Hits: # best first
     "Ask a store once."
-    texts = [query] if isinstance(query, str) else list(query or ()) if not isinstance(query, Query) else None
-    return Searcher(store, model)(Query(texts, **more) if texts is not None else query, k, where)
+    if not isinstance(query, Query): query = Query([query] if isinstance(query, str) else list(query or ()), **more)
+    return Searcher(store, model)(query, k, where)
 
 # %% ../nbs/13f_search.ipynb #db1498ac
 def thumbnail(
@@ -163,7 +163,7 @@ SIGNS = {True: ("right", "✓"), False: ("wrong", "✗"), None: ("", "")} # a fr
 
 def sheet(
     hits: Hits, # an answer
-    right: list = (), # for each hit: True, False, or None if nobody knows
+    right: list | tuple = (), # for each hit: True, False, or None if nobody knows
     by: str = "", # who answered, such as a model's name
 ) -> str: # HTML
     "A contact sheet as a piece of HTML that needs nothing else."
@@ -182,7 +182,7 @@ def sheet(
 def plot_hits(
     hits: Hits, # an answer
     columns: int = 8, # images in a row
-    right: list = (), # for each hit: True, False, or None if nobody knows
+    right: list | tuple = (), # for each hit: True, False, or None if nobody knows
     by: str = "", # who answered, such as a model's name
 ) -> Figure: # to show or to save
     "A contact sheet as a picture."

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 from .synth import UserError
 from .data import MAX_PIXELS, check_rows, upright
-from .search import Hits, Query, plot_hits, sheet
+from .search import Hit, Hits, Query, plot_hits, sheet
 from .why import Why, why, words
 from .whatif import Move, edit, moves
 from .gallery import Gallery, right, wanted
@@ -44,13 +44,13 @@ def read_upload(
         with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as im:
             warnings.simplefilter("ignore") # the bound below is the stricter one
             if im.width * im.height > MAX_PIXELS: raise UserError(f"upload: the picture claims {im.width:,} x {im.height:,} pixels; send one of at most {MAX_PIXELS / 1e6:.0f} million.")
-            whole, im = im, upright(im)
-            check_rows(whole, data)
-            im.thumbnail((768, 768))
+            picture = upright(im)
+            check_rows(im, data)
+            picture.thumbnail((768, 768))
     except UserError: raise
     except Image.DecompressionBombError as e: raise UserError(f"upload: the picture claims far too many pixels; send one of at most {MAX_PIXELS / 1e6:.0f} million.") from e
     except Exception as e: raise UserError("upload: the file is no JPEG, PNG or WebP picture, or it is damaged; send another one.") from e
-    return im
+    return picture
 
 # %% ../nbs/14e_session.ipynb #1a621e92
 @dataclass(frozen=True)
@@ -90,13 +90,16 @@ DEEP = 200 # ranks that are known when two rankings are compared
 
 class Session:
     "All that one visitor asks and sees."
+    answer: Answer | None = None
+    second: Answer | None = None # of the second model
+    chosen: tuple[Hit, bool] | None = None # the clicked hit; is it the second model's?
     def __init__(self,
         gallery: Gallery, # what is searched
         other: Gallery | None = None, # the same images, read by a second model
     ):
         self.gallery, self.other, self.ask = gallery, other, Ask()
         self.label = other.name if other else "" # what the second model is called
-        self.answer, self.second, self.chosen, self.changes = None, None, None, {} # answers; the clicked hit; word number to what stands in its place
+        self.changes = {} # word number to what stands in its place
         self._folder = tempfile.TemporaryDirectory(prefix="cmlfa-") # for uploads; gone with the session
     def search(self, **changes): # of `Ask`
         "Ask anew."
@@ -117,8 +120,9 @@ class Session:
         self.search(upload=str(file), image="")
     def choose(self, rank: int, second=False): # from 1; of the second model's answer?
         "Look closer at a result."
-        hits = (self.second if second else self.answer).hits
-        self.chosen, self.changes = (hits[rank - 1], second), {}
+        found = self.second if second else self.answer
+        if found is None: raise UserError("choose: nothing was asked yet; search first.")
+        self.chosen, self.changes = (found.hits[rank - 1], second), {}
     def compare(self,
         other: Gallery | None, # the same images, read by another model; None ends it
         label: str = "", # what it is called; its own name if empty
@@ -148,7 +152,7 @@ def why(self: Session) -> Why | None: # None if no result is chosen, or no sente
     if not self.chosen or not self.ask.text: return None
     hit, second = self.chosen
     file = str(hit.file)
-    return _why((self.other if second else self.gallery).model, file, self.edited, stamp(file))
+    return _why((self.other if self.other and second else self.gallery).model, file, self.edited, stamp(file))
 
 @patch(as_prop=True)
 def edited(self: Session) -> str: # a sentence
@@ -168,11 +172,11 @@ def change(self: Session,
 @patch
 def moved(self: Session) -> tuple[Move | None, list[Move]]: # of the chosen image; of all that are or were among the first k
     "What the changes do to the ranking."
-    gallery, k = self.other if self.chosen and self.chosen[1] else self.gallery, self.ask.k
+    gallery, k = self.other if self.other and self.chosen and self.chosen[1] else self.gallery, self.ask.k
     before, after = (answer(gallery, replace(self.ask, text=t, k=DEEP)).hits for t in (self.ask.text, self.edited))
     all_moves = moves(before, after, k)
     mine = [m for m in moves(before, after, DEEP) if self.chosen and str(m.item.file) == str(self.chosen[0].file)]
-    return (mine or [None])[0], all_moves
+    return mine[0] if mine else None, all_moves
 
 # %% ../nbs/14e_session.ipynb #3ca01ad6
 def as_json(
@@ -205,7 +209,7 @@ def keep(self: Session,
 ) -> tuple[str, str, bytes]: # a file's name, its media type, what is in it
     "The question and its ranking as a file."
     if not self.answer: raise UserError("keep: nothing was asked yet; search first.")
-    both = [(a, g, by) for a, g, by in ((self.answer, self.gallery, self.gallery.name), (self.second, self.other, self.label)) if a]
+    both = [(a, g, by) for a, g, by in ((self.answer, self.gallery, self.gallery.name), (self.second, self.other, self.label)) if a and g]
     told = [(a, f"{g.title}, read by {by}") for a, g, by in both]
     if kind == "json": return "ranking.json", "application/json", json.dumps([as_json(*x) for x in both], ensure_ascii=False, indent=1).encode()
     if kind == "png": return "ranking.png", "image/png", _png(told)

@@ -11,26 +11,30 @@ import inspect
 import re
 import sys
 from dataclasses import dataclass
+from typing import TypeVar
 from .losses import loss_names
 
 # %% ../nbs/10_settings.ipynb #7573d67e
+_WRITTEN_IN = {} # group -> code of its module, or of its notebook cell
+_Group = TypeVar("_Group", bound=type)
 def settings(
-    cls: type, # fields with a type, a default and a comment
-) -> type: # a dataclass that knows where its comments are
-    "A group of settings."
-    cls.written_in = sys._getframe(1).f_code # of the module, or of the notebook's cell
-    return dataclass(cls)
+    cls: _Group, # a dataclass; each field has a type, a default and a comment
+) -> _Group: # the same
+    "A group of settings, whose comments can be found."
+    _WRITTEN_IN[cls] = sys._getframe(1).f_code
+    return cls
 
 def comments_of(
-    cls: type, # made by `settings`
+    cls: type, # a group of settings
 ) -> dict[str, str]: # name -> the comment beside it
     "The comments beside the fields of one group."
-    source, _ = inspect.findsource(cls.written_in)
+    source, _ = inspect.findsource(_WRITTEN_IN[cls])
     found = dict(reversed(re.findall(r"^    (\w+): .*? # (.*)$", "".join(source), re.M))) # the first of a name counts
     return {name: found[name] for name in cls.__annotations__}
 
 # %% ../nbs/10_settings.ipynb #dc9104ae
 @settings
+@dataclass
 class Run:
     "Where a run lives and how often it reports."
     name: str = "baseline" # of the run; its folder is output_dir/name
@@ -43,6 +47,7 @@ class Run:
 
 # %% ../nbs/10_settings.ipynb #c47c8f92
 @settings
+@dataclass
 class Model:
     "Encoders, temperature, new parts."
     pretrain_choice: str = "ViT-B/16" # a backbone of python -m cmlfa.clip --list (fetched), open_clip's NAME:TAG, a file or folder of weights, or none
@@ -56,6 +61,7 @@ class Model:
 
 # %% ../nbs/10_settings.ipynb #8803333f
 @settings
+@dataclass
 class Losses:
     "Which losses, and how much each counts."
     loss_names: str = "sdm+id+mlm" # itc, sdm, cmpm, id, mlm joined by '+'
@@ -68,6 +74,7 @@ class Losses:
 
 # %% ../nbs/10_settings.ipynb #40b66f6a
 @settings
+@dataclass
 class Optimiser:
     "How weights move."
     optimizer: str = "Adam" # Adam, AdamW or SGD
@@ -90,6 +97,7 @@ class Optimiser:
 
 # %% ../nbs/10_settings.ipynb #0c6052b7
 @settings
+@dataclass
 class Data:
     "What is read, and how it is put into batches."
     dataset_name: str = "CUHK-PEDES" # CUHK-PEDES, ICFG-PEDES or RSTPReid
@@ -102,6 +110,7 @@ class Data:
 
 # %% ../nbs/10_settings.ipynb #54b5e77c
 @settings
+@dataclass
 class Method:
     "What the published command line has built in, or lacks."
     backbone: str = "ViT-B/16" # architecture where pretrain_choice is none: a name of python -m cmlfa.clip --list, or tiny
@@ -116,6 +125,7 @@ class Method:
 
 # %% ../nbs/10_settings.ipynb #f18e542b
 @settings
+@dataclass
 class Reading:
     "How images and captions are changed, and what is done about bad ones."
     pad: int = 10 # pixels of the random shift
@@ -126,6 +136,7 @@ class Reading:
 
 # %% ../nbs/10_settings.ipynb #2eb24adc
 @settings
+@dataclass
 class Keeping:
     "Checkpoints and trackers."
     checkpoint_steps: int = 500 # steps between two checkpoints within an epoch; 0 saves only at the end of each epoch
@@ -134,6 +145,7 @@ class Keeping:
 
 # %% ../nbs/10_settings.ipynb #98da1749
 @settings
+@dataclass
 class Computing:
     "Memory, precision, device, chance."
     clip_grad: float = 0.0 # largest norm of the gradient; 0 leaves it as it is
@@ -148,7 +160,7 @@ class Computing:
     config_file: str = "" # YAML file to start from; flags override it
 
 # %% ../nbs/10_settings.ipynb #d5266c56
-@settings
+@dataclass
 class Config(Computing, Keeping, Reading, Method, Data, Optimiser, Losses, Model, Run):
     "All settings of a run: the published flags under their published names, then this project's own."
     @property
@@ -158,5 +170,5 @@ class Config(Computing, Keeping, Reading, Method, Data, Optimiser, Losses, Model
 
 def field_comments() -> dict[str, str]: # name -> the comment beside it
     "The comments of all groups, which serve as help."
-    groups = [c for c in reversed(Config.__mro__) if "written_in" in vars(c) and c is not Config]
+    groups = [c for c in reversed(Config.__mro__) if c in _WRITTEN_IN]
     return {name: comment for c in groups for name, comment in comments_of(c).items()}

@@ -16,6 +16,8 @@ from fastcore.basics import patch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
+from typing_extensions import Self
 from .synth import UserError
 from .tokenizer import END, MASK, PAD, START, VOCAB_SIZE
 from .clip import Arch
@@ -178,8 +180,11 @@ def training_text(
     return f"Trained with `cmlfa_train {flags}`, layout {c.get('dataset_name')}; epoch {meta.get('epoch')} is kept. All settings: `configs.yaml`, where it lies beside this card."
 
 # %% ../nbs/08b_share.ipynb #955db5d1
-class Saved(PyTorchModelHubMixin, library_name="cmlfa", tags=["person-search", "text-to-image-retrieval"], model_card_template=CARD):
+class Saved(nn.Module, PyTorchModelHubMixin, library_name="cmlfa", tags=["person-search", "text-to-image-retrieval"], model_card_template=CARD):
     "What lets a module be saved, loaded and shared; the module keeps `settings` (the arguments that build it) and `meta` (what else is known of it)."
+    arch: Arch # sizes of the encoders
+    settings: dict
+    meta: dict
 
 # %% ../nbs/08b_share.ipynb #b5f2f613
 @patch
@@ -218,7 +223,7 @@ def from_settings(cls: Saved,
     settings: dict, # what `Saved` takes, the sizes of the encoders as a dict
     source: str | Path, # for the message
     tensors: dict[str, torch.Tensor], # what it will be filled with
-) -> Saved: # on the meta device: shapes without memory
+) -> Self: # on the meta device: shapes without memory
     "Describe the model that a file asks for; settings that do not make one are refused."
     try:
         for name in ("layers", "text_layers", "lfa_layers", "cmt_depth"): _check_depth(name, (settings["arch"] | settings).get(name, 0), len(tensors))
@@ -230,7 +235,7 @@ def from_settings(cls: Saved,
 @patch(cls_method=True)
 def load(cls: Saved,
     path: str | Path, # a file that `save` wrote
-) -> Saved: # on the CPU, in evaluation mode
+) -> Self: # on the CPU, in evaluation mode
     "Build the model that a file describes, and fill it."
     tensors, meta = read_checkpoint(path)
     if "settings" not in meta: raise UserError(f"{path}: is no checkpoint of this project (its header has no settings); give a best.safetensors or last.safetensors of cmlfa_train.")
@@ -250,12 +255,12 @@ def _save_pretrained(self: Saved,
 
 @patch
 def save_pretrained(self: Saved,
-    folder: str | Path, # made if it is not there
+    save_directory: str | Path, # made if it is not there
     **kwargs, # of the mixin: push_to_hub, repo_id, model_card_kwargs
 ):
     "Write the folder that `from_pretrained` opens."
-    try: return super(Saved, self).save_pretrained(folder, **kwargs)
-    except OSError as e: raise UserError(f"{folder}: cannot be written ({e.strerror or e}); choose another folder.") from e
+    try: return super(Saved, self).save_pretrained(save_directory, **kwargs)
+    except OSError as e: raise UserError(f"{save_directory}: cannot be written ({e.strerror or e}); choose another folder.") from e
 
 # %% ../nbs/08b_share.ipynb #a302d2c0
 @patch
@@ -274,10 +279,10 @@ def generate_model_card(self: Saved,
 
 # %% ../nbs/08b_share.ipynb #6f0be2fd
 @patch(cls_method=True)
-def from_pretrained(cls: Saved,
+def from_pretrained(cls: Saved, # type: ignore[override] # the mixin calls the first one pretrained_model_name_or_path
     name: str | Path, # bundled model, shared folder, run folder, safetensors file, or owner/name on the Hub
     **download, # for the Hub: revision, token, cache_dir, local_files_only, force_download
-) -> Saved: # on the CPU, in float32, in evaluation mode
+) -> Self: # on the CPU, in float32, in evaluation mode
     "Open a model, wherever it lies."
     file = find_weights(name, **download)
     folder, metrics = file.parent, file.parent / "metrics.json"
@@ -293,7 +298,7 @@ def from_pretrained(cls: Saved,
 
 # %% ../nbs/08b_share.ipynb #2b9a7cdc
 @patch
-def for_search(self: Saved) -> Saved: # a copy on the CPU, in evaluation mode
+def for_search(self: Saved) -> Self: # a copy on the CPU, in evaluation mode
     "The same model without the heads that only training needs."
     with torch.device("meta"): small = type(self)(**self.settings | dict(losses="itc", identities=0))
     small.fill({f"model.{k}": v.cpu() for k, v in self.state_dict().items() if k.split(".")[0] not in ("classifier", "irr")}, "the model")

@@ -102,7 +102,7 @@ def heat_figure(
     "Contributions over an image."
     try: url = as_url(heat(file, patches, _size(file, height)))
     except Exception: url = "" # the file has gone meanwhile
-    rows, columns = np.unravel_index(np.argmax(patches), patches.shape)
+    rows, columns = divmod(int(np.argmax(patches)), patches.shape[1])
     place = ("upper", "middle", "lower")[min(2, 3 * rows // len(patches))] + " " + ("left", "centre", "right")[min(2, 3 * columns // len(patches[0]))]
     return f'<img src="{url}" alt="{html.escape(label)}; strongest in the {place} part">'
 

@@ -24,12 +24,15 @@ def _whole(folder): # what goes wrong with a store, as a sentence
 
 class Store:
     "Vectors and facts in a folder."
+    db: sqlite3.Connection # the facts
+    index: dict | None # kind, file, rows, effort, tried; None if there is none
+    _ann: tuple # name of the index's file, and the index once it is open
     def __init__(self,
         folder: str | Path, # the store
         model: Model | None = None, # that it must have been made by; needed to make a new one
         write: bool = False, # take the lock; make the store if there is none
     ):
-        self.folder, self._lock, self.db, self.write = Path(folder).expanduser(), None, None, write
+        self.folder, self.write = Path(folder).expanduser(), write
         try:
             with _whole(self.folder): self._open(model, write)
         except BaseException: self.close(); raise # the lock is free again at once
@@ -39,7 +42,7 @@ class Store:
     def __exit__(self, *_): self.close()
     def close(self):
         "Give the lock back."
-        for x in (self.db, self._lock):
+        for x in map(vars(self).get, ("db", "_lock")): # what is open so far
             if x is not None: x.close()
 
 # %% ../nbs/13c_store.ipynb #c630e59d
@@ -100,7 +103,7 @@ def _mend(self: Store): # forget rows whose vectors were cut off
 def _append(self: Store, vectors, n): # vectors behind the n that count
     with open(self.folder / "vectors.f16", "r+b" if n else "w+b") as f:
         f.seek(n * 2 * self.model.dim)
-        f.write(np.ascontiguousarray(vectors, np.float16))
+        f.write(np.ascontiguousarray(vectors, np.float16).data)
         f.flush(); os.fsync(f.fileno())
 
 @patch
@@ -172,8 +175,8 @@ def columns(self: Store) -> list[str]: # names
 def _allowed(self: Store, n, where): # mask of the rows that count; None if all do
     known_columns(where, self.columns())
     query, values = sql(where)
-    rows = self.db.execute(f"SELECT row FROM items WHERE {query}", values) if where else self.db.execute("SELECT row FROM holes")
-    rows = np.fromiter((r for r, in rows), np.int64)
+    found = self.db.execute(f"SELECT row FROM items WHERE {query}", values) if where else self.db.execute("SELECT row FROM holes")
+    rows = np.fromiter((r for r, in found), np.int64)
     if not where and not len(rows): return None
     mask = np.full(n, not where)
     mask[rows] = bool(where)
@@ -198,7 +201,7 @@ def search(self: Store,
     with _whole(self.folder), transaction(self.db, "DEFERRED"):
         index = None if all_of_them else self._index() # first, so that it knows no row that comes later
         vectors = self.vectors
-        scores, rows = nearest(index, vectors, queries, k, self.index["effort"] if index is not None else 0, self._allowed(len(vectors), where))
+        scores, rows = nearest(index, vectors, queries, k, self.index["effort"] if self.index and index is not None else 0, self._allowed(len(vectors), where))
         get = lambda r: _item(*self.db.execute(f"SELECT {_FACTS} FROM items WHERE row=?", (int(r),)).fetchone())
         return [[(float(s), get(r)) for s, r in zip(*both) if r >= 0] for both in zip(scores, rows)]
 

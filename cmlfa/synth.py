@@ -52,7 +52,7 @@ def command(
         script, file = Path(sys.argv[0]).resolve(), Path(sys.argv[0]).stem # cmlfa_synth, or synth for python -m cmlfa.synth
         name = script.name if script.parent.name == "data_prep" else file if file.startswith("cmlfa") else "cmlfa_" + (file if fn.__module__ == "__main__" else fn.__module__.split(".")[-1])
         try: return _run(fn, args, kwargs)
-        except UserError as e: status, text = 2, e
+        except UserError as e: status, text = 2, str(e)
         except KeyboardInterrupt as e: status, text = 130, str(e) or "stopped by Ctrl-C."
         except BrokenPipeError:
             if _unread(): sys.exit(141) # as a shell says it
@@ -253,7 +253,7 @@ def _begin(part, header, cameras, progress): # the hidden folder, and what to sa
 
 def write_synth(
     out, # folder that will hold the data set's folder
-    size: str = "demo", # one of SIZES, or a Size
+    size: str | Size = "demo", # one of SIZES, or a Size
     layout: str = "CUHK-PEDES", # one of LAYOUTS
     seed: int = 0, # the same seed gives the same bytes
     workers: int | None = None, # processes; as many as cores if None (61 at most)

@@ -8,7 +8,7 @@ __all__ = ['CUT', 'split_words', 'repair', 'chunks', 'Tokenizer', 'show_tokens']
 # %% ../nbs/01_tokenizer.ipynb #00f1701f
 import html
 from array import array
-from collections.abc import Callable
+
 from functools import cache
 
 import ftfy
@@ -62,12 +62,7 @@ class _Memory(dict):
 class Tokenizer:
     "CLIP's byte-pair tokenizer with a mask token."
     vocab_size, start, end, mask, pad = VOCAB_SIZE, START, END, MASK, PAD
-    __call__: Callable[..., torch.Tensor] # this and the others come in the cells below
-    pieces: Callable[..., list]
-    decode: Callable[..., str]
-    word_id: Callable[..., int]
-    _refuse: Callable[..., None]
-    _fill: Callable[..., None]
+
     def __init__(self,
         context_length: int = 77, # tokens in a row, start and end included
     ):

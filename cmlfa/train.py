@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 try: import fcntl
-except ImportError: fcntl = None # Windows, where nobody looks whether a folder is in use
+except ImportError: fcntl = None # type: ignore[assignment] # Windows, where nobody looks whether a folder is in use
 from accelerate.utils import set_seed
 from torch.utils.data import Dataset
 from .synth import UserError, command
@@ -169,7 +169,7 @@ def make_trainer(
     ids = tokenise(train, Tokenizer(cfg.text_length), cfg.long_captions, said.append, packed_ids(*data, train.captions, cfg.img_size, cfg.text_length))
     loader = train_loader(Pairs(train, ids, images["train"]), cfg.batch_size, cfg.sampler, cfg.num_instance, workers(cfg.num_workers), cfg.seed, number, together)
     model = model_of(cfg, len(train.identities.unique()))
-    log = Log(os.devnull if number else folder / "log.txt", quiet=number or not progress)
+    log = Log(os.devnull if number else folder / "log.txt", quiet=bool(number) or not progress)
     writers = [] if number else [History(folder / "history.jsonl"), TensorBoard(), trackers] # only the first process writes
     callbacks = [log, Validate(log, images[cfg.val_dataset]), *writers, Checkpoint()] + [Progress()] * (progress and not number) + ends
     trainer = Trainer(model, loader, Augment(model.tokenizer, cfg.img_aug, cfg.pad, cfg.flip), cfg, splits[cfg.val_dataset], folder, callbacks)

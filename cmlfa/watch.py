@@ -34,7 +34,7 @@ from .loop import Callback
 from .checkpoint import as_json
 from .config import Config
 try: import resource
-except ImportError: resource = None # on Windows
+except ImportError: resource = None # type: ignore[assignment] # on Windows
 
 # %% ../nbs/12e_watch.ipynb #69326216
 class Log(Callback):
@@ -285,7 +285,7 @@ def write_page(
     about = f"{report['dataset']}, split {report['split']}: {report['queries']} captions, {report['gallery']} images, {report['identities']} identities. Epoch {report['epoch']}, chosen on {report['selected_on']}."
     parts = [f"<h1>{html.escape(cfg.name)}</h1><p>{html.escape(about)}</p>", scores, "<h2>Curves</h2>", embedded(picture.getvalue(), "losses by step, retrieval by epoch"),
              "<h2>Rankings</h2>", embedded((folder / "ranking.png").read_bytes(), "sentences and the images that came first"),
-             "<h2>Settings</h2>", html_table([["setting", "value"], *as_json(cfg).items()])]
+             "<h2>Settings</h2>", html_table([["setting", "value"], *map(list, as_json(cfg).items())])]
     part, page = folder / "report.html.part", folder / "report.html"
     part.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(cfg.name)}</title><style>{STYLE}</style><body>{"".join(parts)}</body></html>', encoding="utf-8")
     os.replace(part, page)

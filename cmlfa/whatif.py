@@ -9,6 +9,7 @@ __all__ = ['suggest', 'edit', 'switch', 'swap', 'Move', 'moves', 'moves_among', 
 import re, textwrap
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
@@ -80,8 +81,8 @@ def edit(
     changes = changes | {j: t for i, text in changes.items() if text for j, t in _along(found, i, changes).items()}
     new = [changes.get(i, w.text) for i, w in enumerate(found)]
     for i, w in enumerate(found):
-        after = next((j for j in range(i + 1, len(found)) if new[j]), None)
-        refit = i not in changes and w.text.lower() in ("a", "an") and after is not None and (after > i + 1 or after in changes)
+        after = next((j for j in range(i + 1, len(found)) if new[j]), 0) # 0: none
+        refit = i not in changes and w.text.lower() in ("a", "an") and after and (after > i + 1 or after in changes)
         out += sentence[at:w.start] + (w.text[0] + _article(new[after])[1:] if refit else new[i])
         at = w.end
     out += sentence[at:]
@@ -111,7 +112,7 @@ def swap(
 @dataclass
 class Move:
     "One image in two rankings."
-    item: object # the image, as the gallery calls it
+    item: Any # the image, as the gallery calls it
     old: int | None # rank before, from 1; None: not in the answer
     new: int | None # rank after
     old_score: float | None # cosine before
@@ -159,7 +160,7 @@ def plot_moves(
         for x, y in zip(ends, (.83, .17)):
             if x <= k and (im := image(m.item)): ax.add_artist(AnnotationBbox(OffsetImage(np.asarray(im.convert("RGB").resize((48, 96)))), (x, y), frameon=False))
     for x in range(1, k + 1):
-        for y, va in ((1.05, "bottom"), (-.05, "top")): ax.text(x, y, x, ha="center", va=va, fontsize=8)
+        for y, va in ((1.05, "bottom"), (-.05, "top")): ax.text(x, y, str(x), ha="center", va=va, fontsize=8)
     for y, side, at in ((.83, "old", "from"), (.17, "new", "to")):
         away = sorted(r for m in found if (r := getattr(m, side)) is None or r > k) if all(getattr(m, side) for m in found) else ["further down"]
         if away: ax.text(k + .75, y, f"{at}\n" + textwrap.fill(", ".join(map(str, away)), 14), va="center", fontsize=8)

@@ -76,7 +76,7 @@ def pixels_of(
     return image if tuple(image.shape[-2:]) == tuple(size) else resize(image, list(size), antialias=True)
 
 def cells(
-    size: tuple[int, int], # height, width: of an image in pixels, or of a finer grid
+    size: tuple[int, ...], # height, width: of an image in pixels, or of a finer grid
     grid: tuple[int, int], # cells down, cells across
 ) -> torch.Tensor: # number of each pixel's cell, height x width
     "Which cell of a grid each pixel belongs to."

@@ -65,7 +65,7 @@ ROWS = LADDER | ALONE | LEFT_OUT | TIMED | VARIED
 
 def usual_start(lfa):
     "PyTorch's own initialisation for the output layers that LFA starts near zero."
-    for out in (lfa.feed[-1], *(p for b in lfa.blocks for p in (b.attn.out_proj, b.mlp["c_proj"]))): out.reset_parameters()
+    for out in (lfa.feed[-1], *(p for b in lfa.blocks for p in (b.attn.out_proj, b.mlp.c_proj))): out.reset_parameters()
 
 
 def wanted() -> list[tuple[str, int]]: # row, seed

@@ -1,0 +1,70 @@
+"""What mypy is shown: patched methods inside their class, in a copy and in the stubs of the built package; and the mistakes that it found."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+import fold
+
+SOURCE = '''from fastcore.basics import patch
+
+class Lamp:
+    "Gives light."
+    def __init__(self, watts: int): self.watts, self.on, self.shade = watts, False, Shade()
+
+@patch
+def switch(self: Lamp,
+    on: bool, # or off
+) -> None:
+    "Turn it."
+    self.on = onn
+
+@patch(as_prop=True)
+def heat(self: Lamp) -> float: return .9 * self.watts # as watts
+
+@patch(cls_method=True)
+def small(cls: Lamp) -> "Lamp": return cls(5)
+
+class Shade: pass
+'''
+
+
+def test_patched_methods_stand_in_their_class_and_keep_their_lines():
+    text, numbers = fold.fold(SOURCE)
+    space = {"patch": None}
+    exec(text.replace("from fastcore.basics import patch", "").replace("onn", "on"), space)
+    lamp = space["Lamp"].small()
+    lamp.switch(True)
+    assert (lamp.on, lamp.heat, lamp.watts) == (True, 4.5, 5)
+    lines = SOURCE.splitlines()
+    assert all(new.strip() == lines[n - 1] or lines[n - 1].startswith(("@patch", "def ", "class", "    ")) for new, n in zip(text.splitlines(), numbers) if new.strip())
+    assert lines[numbers[text.splitlines().index("        self.on = onn")] - 1] == "    self.on = onn" # what mypy says of it is said of line 12
+    assert sorted(numbers) == list(range(1, len(lines) + 1))
+
+
+def test_a_method_for_a_class_of_another_module_is_refused():
+    with pytest.raises(SystemExit, match="Lamp: is patched in another module"): fold.fold(SOURCE.replace("class Lamp", "class Other"))
+
+
+def test_a_stub_has_signatures_and_attributes_and_no_bodies():
+    text = fold.stub(SOURCE)
+    for line in ("    watts: int", "    on: Any", "    shade: Shade", "    def switch(self, on: bool) -> None:", "    @property\n    def heat(self) -> float:"): assert line in text, line
+    assert "onn" not in text and "@patch" not in text
+
+
+def test_an_installed_package_comes_with_stubs_for_patched_classes_alone(tmp_path):
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "setup.py", "-q", "build_py", "--build-lib", tmp_path], cwd=root, check=True, capture_output=True)
+    stubs = {f.stem for f in (tmp_path / "cmlfa").glob("*.pyi")}
+    assert {"tokenizer", "store", "model"} <= stubs and "losses" not in stubs
+    assert "def __call__(self, texts" in (tmp_path / "cmlfa" / "tokenizer.pyi").read_text(encoding="utf-8")
+    assert not list((root / "cmlfa").glob("*.pyi"))
+
+
+def test_without_open_clip_both_who_need_it_say_how_to_get_it(monkeypatch):
+    from cmlfa import backbones, bpe
+    monkeypatch.setattr(bpe, "find_spec", lambda name: None)
+    for f in (bpe.read_merges, backbones.configs):
+        with pytest.raises(bpe.UserError, match="pip install open_clip_torch"): f.__wrapped__()
