@@ -47,7 +47,7 @@ def embed_images(
     if stop: # all stop here, before any waits for another
         said = sentences(None if trouble is None else str(trouble) or type(trouble).__name__)
         trouble = trouble or UserError(said[0])
-        setattr(trouble, "everywhere", not unforeseen) # every process meets this one, and can still do something together with the others
+        trouble.everywhere = not unforeseen # type: ignore[attr-defined] # every process meets this one, and can still do something together with the others
         raise trouble
     return all_parts(torch.cat(out) if out else torch.zeros(0, model.arch.dim), n)
 

@@ -8,7 +8,7 @@ __all__ = ['SIZES', 'LAYOUTS', 'SPLITS', 'VERSION', 'UserError', 'plain', 'comma
            'write_synth', 'main']
 
 # %% ../nbs/00_synth.ipynb #e14fd2ff
-import argparse, functools, hashlib, itertools, json, os, re, signal, sys, time
+import argparse, errno, functools, hashlib, itertools, json, multiprocessing, os, re, signal, sys, threading, time
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -37,11 +37,12 @@ def plain(
 def _run(fn, args, kwargs): # a command whose output can be shown, and is all written at its end
     if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="replace")
     try: return fn(*args, **kwargs)
-    finally: sys.stdout.flush()
+    finally:
+        if sys.stdout: sys.stdout.flush() # None where it was closed before we began
 
-def _unread(): # does nobody read what is printed?
+def _lost(): # can what is printed not be written any more? Then it goes nowhere, or Python would try again at its end
     try: os.write(sys.stdout.fileno(), b"\n")
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return True
+    except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return True
 
 def command(
     fn, # the body of a console command
@@ -55,8 +56,11 @@ def command(
         except UserError as e: status, text = 2, str(e)
         except KeyboardInterrupt as e: status, text = 130, str(e) or "stopped by Ctrl-C."
         except BrokenPipeError:
-            if _unread(): sys.exit(141) # as a shell says it
+            if _lost(): sys.exit(141) # as a shell says it
             raise
+        except OSError as e:
+            if e.errno != errno.ENOSPC: raise
+            status, text = 2, f"{'what is printed' if _lost() else e.filename or 'a file'} cannot be written ({e.strerror}); make room, and give the same command again."
         print(f"{name}: {plain(text)}", file=sys.stderr)
         sys.exit(status)
     return run
@@ -218,7 +222,13 @@ def _save(folder, records, jobs, header): # the two JSON files
 def usable_cores(): # how many this process may use
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-def ignore_interrupts(): signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is for the parent
+def ignore_interrupts(): # in a process that helps
+    signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is for the parent
+    parent = multiprocessing.parent_process()
+    def outlive():
+        parent.join()
+        os._exit(1)
+    if parent: threading.Thread(target=outlive, daemon=True).start() # or it would wait for work for ever
 
 def _draw_all(jobs, workers, progress): # all records, in order
     bar = functools.partial(tqdm, total=len(jobs), unit=" people", disable=None if progress else True) # None: on terminals only

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import BIN, PUBLISHED, TINY, run
 from forked import Command
@@ -253,6 +254,14 @@ def test_an_interrupted_drawing_is_named(tmp_path):
     for args, words in ((["--size", "demo"], "holds size small, seed 1"), (["--size", "small"], "seed 0, generator 2 was asked for; remove it or choose another OUT")):
         done = run("cmlfa_synth", tmp_path, *args, cwd=tmp_path)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_helpers_end_with_a_parent_that_is_killed(tmp_path):
+    p, limit = Command("cmlfa_synth", tmp_path, "--size", "demo", "--workers", "2", cwd=tmp_path), time.monotonic() + 300
+    while len(list(tmp_path.glob(".*/imgs/*/*.jpg"))) < 5 and time.monotonic() < limit: time.sleep(.05)
+    helpers = psutil.Process(p.pid).children()
+    p.kill()
+    assert len(helpers) == 2 and not psutil.wait_procs(helpers, 100)[1]
 
 
 def test_training_refuses_what_is_broken_and_can_go_on_without(copy, tmp_path):

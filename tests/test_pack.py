@@ -83,6 +83,6 @@ def test_a_stale_pack_stops_training(copy, tmp_path):
 
 
 def test_wrong_requests(tmp_path):
-    for args, words in ((["nowhere"], "nowhere"), ([".", "--img_size", "0", "3"], "img_size"), ([".", "--dataset_name", "Market"], "Market")):
+    for args, words in ((["nowhere"], "nowhere"), ([".", "--img_size", "0", "3"], "img_size"), ([".", "--img_size", "1000000000", "3"], "img_size"), ([".", "--dataset_name", "Market"], "Market")):
         done = run("cmlfa_pack", *args, cwd=tmp_path)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -64,7 +64,7 @@ def start(argv, folder, at=None):
 
 def end(p, folder):
     "Wait, and return the exit status and what was said."
-    p.join(500)
+    p.join(1000)
     if late := p.exitcode is None: p.kill(); p.join()
     assert not late, (folder / "out.txt").read_text()
     return p.exitcode, (folder / "out.txt").read_text()

@@ -25,12 +25,12 @@ def test_a_process_that_is_lost_ends_the_training_and_the_run_goes_on(number, pa
     for n in "01": (tmp_path / n).mkdir()
     lost = 6, partial(signal.raise_signal, number)
     first, second = (soak.start(tmp_path / str(n), train_as, n, tmp_path / "meet", patience, line, tmp_path / str(n), at) for n, at in enumerate((None, lost)))
-    first.join(300)
+    first.join(1000)
     said = (tmp_path / "0/out.txt").read_text()
     assert first.exitcode == 2 and f"another process of this training {words}" in said and "Traceback" not in said, said
     soak.kill(second)
     last = soak.start(tmp_path / "1", soak.train, [*line, "--resume"], tmp_path / "1")
-    last.join(300)
+    last.join(1000)
     said = (tmp_path / "1/out.txt").read_text()
     assert last.exitcode == 0 and re.search(r"going on from last.safetensors at epoch \d", said), said
     steps = [r["step"] for r in test_resume.history(tmp_path / "0") if "loss" in r]

@@ -155,11 +155,11 @@ def test_two_runs_in_one_folder_a_clock_set_back_and_other_data(copy, tmp_path):
     while psutil.Process(first.pid).status() != psutil.STATUS_STOPPED and time.monotonic() < limit: time.sleep(.01)
     try:
         second = soak.start(tmp_path / "second", soak.train, [*line, "--num_epoch", "2", "--resume"], run)
-        second.join(500)
+        second.join(1000)
         said = (run / "out.txt").read_text() # both write into this file; the second has begun it anew
     finally: os.kill(first.pid, signal.SIGCONT)
     assert second.exitcode == 2 and f"process {first.pid} is training in this folder; wait until it has ended, or choose another --name" in said and "Traceback" not in said, said
-    first.join(500)
+    first.join(1000)
     assert first.exitcode == 0, said
     assert [r["step"] for r in test_resume.history(run) if "loss" in r] == list(range(24))
     file = copy / "CUHK-PEDES/reid_raw.json"
@@ -169,7 +169,7 @@ def test_two_runs_in_one_folder_a_clock_set_back_and_other_data(copy, tmp_path):
     file.write_text(json.dumps(entries))
     weights = (run / "logs/cmlfa/last.safetensors").read_bytes()
     third = soak.start(tmp_path / "second", soak.train, [*line, "--num_epoch", "3", "--resume"], run)
-    third.join(500)
+    third.join(1000)
     said = (run / "out.txt").read_text()
     assert third.exitcode == 2 and "last.safetensors: the training data have changed since the run began" in said and "Traceback" not in said, said
     assert (run / "logs/cmlfa/last.safetensors").read_bytes() == weights
