@@ -15,7 +15,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
-
 from tqdm import tqdm
 
 from .caption import OFTEN, neighbour, sample_identity, visible
@@ -37,8 +36,7 @@ def plain(
 def _run(fn, args, kwargs): # a command whose output can be shown, and is all written at its end
     if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="replace")
     try: return fn(*args, **kwargs)
-    finally:
-        if sys.stdout: sys.stdout.flush() # None where it was closed before we began
+    finally: sys.stdout and sys.stdout.flush() # None where it was closed before we began
 
 def _lost(): # can what is printed not be written any more? Then it goes nowhere, or Python would try again at its end
     try: os.write(sys.stdout.fileno(), b"\n")
@@ -219,16 +217,11 @@ def _save(folder, records, jobs, header): # the two JSON files
     (folder / "attributes.json").write_text(dump({"header": header, "identities": identities, "images": images}), encoding="utf-8")
 
 # %% ../nbs/00_synth.ipynb #2bd9b41e
-def usable_cores(): # how many this process may use
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores(): return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1 # by this process
 
-def ignore_interrupts(): # in a process that helps
-    signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is for the parent
-    parent = multiprocessing.parent_process()
-    def outlive():
-        parent.join()
-        os._exit(1)
-    if parent: threading.Thread(target=outlive, daemon=True).start() # or it would wait for work for ever
+def ignore_interrupts(): # in a process that helps: Ctrl-C is for its parent, and without a parent it ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if parent := multiprocessing.parent_process(): threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start() # or it would wait for work for ever
 
 def _draw_all(jobs, workers, progress): # all records, in order
     bar = functools.partial(tqdm, total=len(jobs), unit=" people", disable=None if progress else True) # None: on terminals only
@@ -279,8 +272,7 @@ def write_synth(
         _begin(part, header, DOMAINS[layout].cameras, progress)
         jobs = list(_jobs(part / "imgs", layout, size, seed))
         _save(part, _draw_all(jobs, workers or usable_cores(), progress), jobs, header)
-        for stray in [f for f in part.rglob("*/*/*") if f.suffix != ".jpg"]: stray.unlink() # of a process that was killed while it wrote
-        (part / "request.json").unlink()
+        for f in [part / "request.json", *(f for f in part.rglob("*/*/*") if f.suffix != ".jpg")]: f.unlink() # and what a process left that was killed while it wrote
         part.rename(target)
     except OSError as e:
         if _found(target, header): return target # another process was drawing the same, and was quicker
