@@ -24,7 +24,7 @@ demo: $(READY) ## draw the data, train CMLFA, search people it has never seen (r
 	$(BIN)/cmlfa_train --config_file configs/demo.yaml --resume; \
 	echo "drawn, trained and evaluated in $$(( $$(date +%s) - start )) s; look at runs/demo/ranking.png"
 
-test: check notebooks tests docs ## everything that CI runs
+test: check types notebooks tests docs ## everything that CI runs
 
 versions: $(READY) # of what the tests run on
 	@$(BIN)/python -c "import platform, importlib.metadata as m; print('Python', platform.python_version(), *(f'{n} {m.version(n)}' for n in 'torch torchvision timm open_clip_torch accelerate faiss-cpu numpy pytest nbdev'.split()), sep=', ')"
@@ -69,7 +69,7 @@ explore: $(READY) ## search people on a web page; make explore ARGS='--store STO
 docs: $(READY) ## a site from the notebooks, with search and a reference (_docs/html), its links checked
 	rm -rf _docs/html
 	$(BIN)/python tools/docs.py
-	$(BIN)/sphinx-build -q -E -b html -c tools/site -d _docs/doctrees _docs/pages _docs/html
+	$(BIN)/sphinx-build -q -W --keep-going -E -b html -c tools/site -d _docs/doctrees _docs/pages _docs/html
 	$(BIN)/python tools/links.py _docs/html
 
 lab: $(READY) ## open JupyterLab on the notebooks

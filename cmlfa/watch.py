@@ -249,7 +249,7 @@ def curves(
     for name in [n for n in (steps or [{}])[0] if n not in ("step", "epoch", "norm", "temperature")]:
         left.plot([r["step"] for r in steps], [r[name] for r in steps], lw=0.8, label=name)
     for name in ("R1", "R5", "R10", "mAP"): right.plot([r["epoch"] + 1 for r in evals], [r["t2i"][name] for r in evals], marker=".", label=name)
-    left.set(xlabel="step", ylabel="loss", yscale="log"); right.set(xlabel="epoch", ylabel="text to image, percent", ylim=(0, None))
+    left.set(xlabel="step", ylabel="loss", yscale="log"); right.set(xlabel="epoch", ylabel="text to image, percent", ylim=(0, None)); right.xaxis.get_major_locator().set_params(integer=True)
     for ax in (left, right):
         if ax.lines: ax.legend(frameon=False, fontsize=8, ncols=2)
         ax.spines[["top", "right"]].set_visible(False)

@@ -62,6 +62,7 @@ def taken(file):
 
 def links(text, up=""):
     "Links between notebooks, guides and README become links between pages; inside HTML too, whose anchors are the site's."
+    text = re.sub(r"^```console$", "```sh", text, flags=re.M) # commands without a prompt, which `console` would take for what they print
     text = re.sub(r"(\]\()(?:\.\./README\.md|index\.ipynb)", rf"\1{up}index.md", text)
     text = re.sub(r"(\]\()(?:\.\./)?(\w+)\.ipynb", rf"\1{up}\2.md", text)
     text = re.sub(r"(\]\()\.\./data_prep/", r"\1data_prep/", text)

@@ -379,7 +379,16 @@ def long_run(epochs: int, work: Path) -> dict:
 
 # The explorer
 
-VISITORS = 20 # each has a process with PyTorch and the model behind the page, half a gigabyte
+VISITORS = 20 # each has a process behind the page, a tenth of a gigabyte; half of one where processes are not forked
+
+def taken(server: psutil.Process) -> float:
+    "Memory of a process and all that it has started, in MB; what n of them share counts a n-th for each."
+    total = 0
+    for p in [server, *server.children(recursive=True)]:
+        try: m = p.memory_full_info()
+        except psutil.Error: continue # it has just ended
+        total += getattr(m, "pss", m.rss) # only Linux tells what is shared
+    return total / 2**20
 
 class Client:
     "A visitor without a browser: the page, its channel, and the two things one needs of it."
@@ -455,7 +464,7 @@ def explorer_load(seconds: float, work: Path) -> dict:
             assert server.poll() is None, log.read_text()
             time.sleep(.2)
         visitors, memory = [Client(found[0]) for _ in range(clients)], []
-        with ThreadPoolExecutor(2) as pool: list(pool.map(Client.page, visitors)) # two at a time: each starts a process that imports PyTorch
+        with ThreadPoolExecutor(2) as pool: list(pool.map(Client.page, visitors)) # two at a time: without forking, each starts a process that imports PyTorch
         async def visit(v, seed, until):
             rng = random.Random(seed)
             texts = sentences(500, seed)
@@ -464,9 +473,8 @@ def explorer_load(seconds: float, work: Path) -> dict:
                 await v.ask(rng.choice(texts) + f" {v.asked}")
                 await asyncio.sleep(rng.uniform(.5, 1.5))
         async def watch(until):
-            tree = psutil.Process(server.pid)
             while time.time() < until():
-                memory.append(sum(p.memory_info().rss for p in [tree, *tree.children(recursive=True)] if p.is_running()) / 2**20)
+                memory.append(taken(psutil.Process(server.pid)))
                 await asyncio.sleep(2)
         async def all_of_it():
             for v in visitors: await v.open()
@@ -488,10 +496,11 @@ def explorer_load(seconds: float, work: Path) -> dict:
 def fuzzing(seconds: float, work: Path) -> dict:
     "annotations, words and configurations that a coverage-guided fuzzer makes up, so long for each; lost: neither an answer nor a sentence"
     sys.path.append(str(ROOT / "tools"))
+    from concurrent.futures import ThreadPoolExecutor
     from fuzz import TARGETS, fuzz
-    reports = [fuzz(name, int(seconds)) for name in TARGETS]
+    with ThreadPoolExecutor(2) as pool: reports = list(pool.map(lambda name: fuzz(name, int(seconds)), TARGETS))
     tried, found = sum(r["tried"] for r in reports), [f"{r['target']}/{name}" for r in reports for name in r["found"]]
-    return dict(tried=tried, survived=tried - len(found), lost=len(found), wrong=found[:5])
+    return dict(tried=tried, survived=tried - len(found), lost=len(found), wrong=found[:5], targets={r["target"]: [r["tried"], r["kept"]] for r in reports})
 
 
 # All of it
@@ -520,6 +529,7 @@ def facts(found: dict) -> str:
     say = {"moments": "{} different moments", "while_writing": "{} in the middle of a file", "writes": "{} writes meanwhile", "clients": "{} clients", "answer_ms_p50": "median answer {} ms", "answer_ms_p95": "95% within {} ms",
            "epochs": "{} epochs", "open_files": "{0[0]} to {0[1]} open files"}
     out = [text.format(found[k]) for k, text in say.items() if k in found]
+    out += [f"{name} {tried:,}, of which {kept:,} reached something new" for name, (tried, kept) in found.get("targets", {}).items()]
     if m := found.get("memory_mb"): out.append(f"memory {min(m[len(m) // 4:]):,.0f} to {max(m[len(m) // 4:]):,.0f} MB after the first quarter, drift {100 * found['memory_drift']:+.1f}%")
     return ", ".join(out)
 
@@ -555,7 +565,7 @@ if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all if none is named")
     p.add_argument("--quick", action="store_true", help="a small scale, to try it; nothing is written down")
-    p.add_argument("--visitors", type=int, default=VISITORS, help=f"of the explorer, half a gigabyte of memory each (default {VISITORS})")
+    p.add_argument("--visitors", type=int, default=VISITORS, help=f"of the explorer (default {VISITORS})")
     a = p.parse_args()
     VISITORS = a.visitors
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) # what was started ends as well

@@ -1,6 +1,7 @@
 """The table of faults is true: what it names is there, and what is there it names."""
 import ast
 import json
+import random
 import re
 from pathlib import Path
 
@@ -41,3 +42,19 @@ def test_every_fault_test_and_every_long_trial_is_named():
 def test_the_report_in_the_table_is_the_one_that_was_measured():
     shown = TEXT.split("<!-- soak -->")[1].split("<!-- /soak -->")[0].strip()
     assert shown == soak.table(json.loads(soak.REPORT.read_text(encoding="utf-8"))) if soak.REPORT.exists() else not shown
+
+
+def test_memory_that_grows_is_seen():
+    rng = random.Random(0)
+    flat = [500 + 100 * 2 ** -n + rng.uniform(-2, 2) for n in range(200)] # it fills up at the beginning
+    assert abs(soak.drift(flat)) < .005
+    assert soak.drift([m + .12 * n for n, m in enumerate(flat)]) > .02 # 10 KB in each of 12 steps
+    assert soak.drift([m + 30 * (n > 150) for n, m in enumerate(flat)]) > .02 # at once
+
+
+def test_an_answer_that_mixes_two_moments_is_seen():
+    log = ['{"1.jpg": "a"}', '{"2.jpg": "b"}', '{"1.jpg": "c"}', '{"2.jpg": null}']
+    assert soak.moments_of([["a"], ["a", "b"], ["b", "c"], ["c"]], log) == ({0, 1, 2}, 0)
+    assert soak.moments_of([["a", "c"]], log)[1] == 1 # the second took the first one's place
+    assert soak.moments_of([["c", "not noted down"]], log)[1] == 0 # the writer was killed before
+    assert soak.moments_of([["b", "not noted down"]], log)[1] == 1
