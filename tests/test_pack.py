@@ -10,7 +10,7 @@ from conftest import PUBLISHED, TINY, run
 from forked import Command
 
 PACK = "import sys, cmlfa.pack as p; p.BLOCK = 4; p.main(sys.argv[1:])" # small blocks: more moments to be killed in
-SLOWLY = "import time, cmlfa.pack as p; real = p.write_block; p.write_block = lambda *a: (time.sleep(.05), real(*a))[1]; " + PACK # or on a busy machine all would be done before anybody looks
+SLOWLY = "import time, cmlfa.pack as p; real = p.write_block; p.write_block = lambda *a, **k: (time.sleep(.05), real(*a, **k))[1]; " + PACK # or on a busy machine all would be done before anybody looks
 SIZE = ["--img_size", "192", "96", "--workers", "1"]
 
 
