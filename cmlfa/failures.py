@@ -90,7 +90,7 @@ def plot_missed(
     ax.bar_label(bars, [f"{counts[k][0]} of {counts[k][1]}" for k in order], padding=3, fontsize=6, color="0.4")
     ax.plot([100 * failures.chance[k] for k in order], range(len(order)), "|", ms=11, mew=2, color="#d1495b", label="by chance")
     ax.set(xlabel="percent of failures in which it was contradicted", xlim=(0, 110)); ax.tick_params(labelsize=7)
-    ax.spines[["top", "right"]].set_visible(False); ax.legend(fontsize=7, loc="lower right", edgecolor="0.8")
+    ax.spines[["top", "right"]].set_visible(False); ax.legend(fontsize=7, loc="lower right", frameon=True, edgecolor="0.8")
     return ax
 
 # %% ../nbs/11c_failures.ipynb #41ac51bd

@@ -6,6 +6,7 @@
 A target may answer or raise a UserError; anything else is a find: its input is written to tests/fuzz/TARGET, where the tests try it again at each run."""
 import argparse
 import atexit
+import hashlib
 import json
 import re
 import shutil
@@ -62,12 +63,20 @@ def once(name: str, data: bytes):
     except UserError as e: assert str(e), "a sentence"
 
 
+def keep(name: str, data: bytes):
+    "Try one input; write it down if it is a find. Not every version of atheris does so after an exception."
+    try: once(name, data)
+    except BaseException:
+        (KEPT / name / f"find-{hashlib.sha256(data).hexdigest()[:16]}").write_bytes(data)
+        raise
+
+
 def hunt(name: str, seconds: int, corpus: str):
     "In a process of its own: look for inputs until the time is over or something is found."
     import atheris
     with atheris.instrument_imports(include=["cmlfa", "yaml", "ftfy"]): import cmlfa.config, cmlfa.data, cmlfa.tokenizer # noqa: E401, F401
     (KEPT / name).mkdir(parents=True, exist_ok=True)
-    atheris.Setup([sys.argv[0], corpus, str(KEPT / name), f"-max_total_time={seconds}", "-max_len=4096", "-timeout=20", f"-artifact_prefix={KEPT / name}/", "-print_final_stats=1"], lambda data: once(name, data))
+    atheris.Setup([sys.argv[0], corpus, str(KEPT / name), f"-max_total_time={seconds}", "-max_len=4096", "-timeout=20", f"-artifact_prefix={KEPT / name}/", "-print_final_stats=1"], lambda data: keep(name, data))
     atheris.Fuzz()
 
 
@@ -77,10 +86,11 @@ def fuzz(name: str, seconds: int) -> dict:
     with tempfile.TemporaryDirectory() as corpus:
         for i, data in enumerate(FIRST[name]): (Path(corpus) / str(i)).write_bytes(data)
         done = subprocess.run([sys.executable, __file__, name, "--seconds", str(seconds), "--corpus", corpus], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-        if "number_of_executed_units" not in done.stdout: raise RuntimeError(done.stdout[-3000:])
-        stat = lambda words: int(re.search(rf"stat::{words}:\s*(\d+)", done.stdout)[1])
         found = sorted(f.name for f in set((KEPT / name).glob("*")) - before)
-        return dict(target=name, seconds=seconds, tried=stat("number_of_executed_units"), kept=len(list(Path(corpus).iterdir())), found=found)
+        if done.returncode and not found: raise RuntimeError(done.stdout[-3000:])
+        if found: print(done.stdout[-3000:], file=sys.stderr)
+        tried = int((re.findall(r"^(?:#|stat::number_of_executed_units:\s*)(\d+)", done.stdout, re.M) or ["0"])[-1])
+        return dict(target=name, seconds=seconds, tried=tried, kept=len(list(Path(corpus).iterdir())), found=found)
 
 
 def main():

@@ -392,7 +392,7 @@ def taken(server: psutil.Process) -> float:
 
 class Client:
     "A visitor without a browser: the page, its channel, and the two things one needs of it."
-    def __init__(self, url): self.url, self.models, self.asked, self.errors, self.times = url, {}, 0, [], []
+    def __init__(self, url): self.url, self.models, self.asked, self.errors, self.times, self.lost = url, {}, 0, [], [], None
 
     def page(self):
         c = HTTPConnection(self.url.split("/")[2], timeout=600)
@@ -409,7 +409,7 @@ class Client:
 
     async def hear(self):
         "One message; what it says of the widgets is remembered."
-        m = await asyncio.wait_for(self.ws.read_message(), 300)
+        m = await self.ws.read_message()
         assert m is not None, "the channel was closed"
         if isinstance(m, bytes):
             starts = np.frombuffer(m, ">u4", 1 + int(np.frombuffer(m, ">u4", 1)[0]))[1:]
@@ -421,6 +421,25 @@ class Client:
             for k, v in data["states"].items(): self.models.setdefault(k, {}).update(v["state"])
         elif kind in ("comm_open", "comm_msg") and "state" in data: self.models.setdefault(m["content"]["comm_id"], {}).update(data["state"])
 
+    async def listen(self):
+        "Hear all there is, as a page does: whoever does not read is soon cut off."
+        try:
+            while True:
+                await self.hear()
+                self.news.set()
+        except Exception as e:
+            self.lost = e
+            self.news.set()
+
+    async def until(self, there, seconds=300):
+        "Wait for something that is heard."
+        async def heard():
+            while not there():
+                if self.lost: raise self.lost
+                self.news.clear()
+                await self.news.wait()
+        await asyncio.wait_for(heard(), seconds)
+
     def find(self, **wanted): return next((k for k, v in self.models.items() if all(v.get(a) == b for a, b in wanted.items())), None)
     def answers(self): return [v for v in self.models.values() if v.get("_model_name") == "HTMLModel" and re.search(r"\d+ images?.* in [\d,]+ ms", str(v.get("value", "")))]
 
@@ -429,15 +448,14 @@ class Client:
         from tornado.websocket import websocket_connect
         address = f"{self.url.replace('http', 'ws', 1)}api/kernels/{self.kernel}/channels"
         self.ws = await websocket_connect(HTTPRequest(address, headers={"Cookie": self.cookie, "Origin": self.url.rstrip("/")}, request_timeout=300), max_message_size=2**28)
-        for _ in range(600): # until the explorer stands in the page
+        self.news = asyncio.Event()
+        self.ear = asyncio.create_task(self.listen())
+        for _ in range(150): # until the explorer stands in the page
             control = os.urandom(16).hex()
             await self.send("comm_open", {"version": "1.0.0"}, comm_id=control, target_name="jupyter.widget.control", data={})
             await self.send("comm_msg", comm_id=control, data=dict(method="request_states"))
-            limit = time.time() + 2
-            while time.time() < limit and not self.find(description="Describe a person"):
-                try: await asyncio.wait_for(self.hear(), 2)
-                except asyncio.TimeoutError: break
-            if self.find(description="Describe a person"): return
+            try: return await self.until(lambda: self.find(description="Describe a person"), 2)
+            except asyncio.TimeoutError: pass
         raise AssertionError("the explorer did not appear")
 
     async def ask(self, text):
@@ -445,7 +463,7 @@ class Client:
         box, begun = self.find(description="Describe a person"), time.monotonic()
         for v in self.answers(): v["value"] = "" # it has been read
         await self.send("comm_msg", comm_id=box, data=dict(method="update", state=dict(value=text), buffer_paths=[]))
-        while not self.answers(): await self.hear()
+        await self.until(self.answers)
         self.asked += 1
         self.times.append(1000 * (time.monotonic() - begun))
 
@@ -474,7 +492,7 @@ def explorer_load(seconds: float, work: Path) -> dict:
                 await asyncio.sleep(rng.uniform(.5, 1.5))
         async def watch(until):
             while time.time() < until():
-                memory.append(taken(psutil.Process(server.pid)))
+                memory.append(await asyncio.to_thread(taken, psutil.Process(server.pid)))
                 await asyncio.sleep(2)
         async def all_of_it():
             for v in visitors: await v.open()
