@@ -1,4 +1,5 @@
 """What the tests share: commands as processes, and a small data set."""
+import os
 import shutil
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import pytest
 from forked import BIN, ENTRIES, Command
 
 signal.signal(signal.SIGINT, signal.default_int_handler) # a shell that starts the tests in the background ignores Ctrl-C, and what they start would inherit that
+os.environ["CUDA_VISIBLE_DEVICES"] = "" # what is expected here is what a CPU gives, on a machine with a GPU too
 TINY = "--pretrain_choice none --backbone tiny --img_size 96 48 --stride_size 12".split()
 PUBLISHED = "--name cmlfa --img_aug --batch_size 64 --MLM --loss_names sdm+mlm+id+itc --dataset_name CUHK-PEDES --root_dir {} --num_epoch 150 --id_loss_weight 0.5 --mlm_loss_weight 0.5"
 

@@ -10,6 +10,7 @@ from conftest import PUBLISHED, TINY, run
 from forked import Command
 
 PACK = "import sys, cmlfa.pack as p; p.BLOCK = 4; p.main(sys.argv[1:])" # small blocks: more moments to be killed in
+SLOWLY = "import time, cmlfa.pack as p; real = p.write_block; p.write_block = lambda *a, **k: (time.sleep(.05), real(*a, **k))[1]; " + PACK # or on a busy machine all would be done before anybody looks
 SIZE = ["--img_size", "192", "96", "--workers", "1"]
 
 
@@ -26,9 +27,9 @@ def test_a_killed_packing_goes_on(copy, tmp_path):
     (folder / "192x96").rmdir()
     killed, seen = 0, []
     for _ in range(8):
-        p = Command(*command, cwd=tmp_path)
-        before, limit = len(seen), time.time() + 60
-        while p.poll() is None and time.time() < limit: # kill it once it has done a few blocks more
+        p = Command("python", "-c", SLOWLY, copy, *SIZE, cwd=tmp_path)
+        before, limit = len(seen), time.monotonic() + 300
+        while p.poll() is None and time.monotonic() < limit: # kill it once it has done a few blocks more
             done = folder / ".192x96.part/done"
             seen = done.read_text().split() if done.exists() else seen
             if len(seen) > before + rng.randrange(4): p.kill(); killed += 1; break
@@ -82,6 +83,6 @@ def test_a_stale_pack_stops_training(copy, tmp_path):
 
 
 def test_wrong_requests(tmp_path):
-    for args, words in ((["nowhere"], "nowhere"), ([".", "--img_size", "0", "3"], "img_size"), ([".", "--dataset_name", "Market"], "Market")):
+    for args, words in ((["nowhere"], "nowhere"), ([".", "--img_size", "0", "3"], "img_size"), ([".", "--img_size", "1000000000", "3"], "img_size"), ([".", "--dataset_name", "Market"], "Market")):
         done = run("cmlfa_pack", *args, cwd=tmp_path)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr

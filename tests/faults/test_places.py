@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 
+import psutil
 import pytest
 import soak
 import test_resume
@@ -134,30 +136,30 @@ def test_a_folder_that_may_not_be_written(what, frozen, capfd):
 def test_a_store_that_may_not_be_written_is_searched(frozen): assert len(search("a red coat", frozen / "store", 3)) == 3
 
 
-def unsteady(argv, folder):
+def unsteady(argv, folder, at):
     "A training on a machine whose clock is set back by an hour every now and then."
     real, calls = time.time, [0]
     def clock():
         calls[0] += 1
         return real() - 3600 * (calls[0] // 20)
     time.time = clock
-    soak.train(argv, folder)
+    soak.train(argv, folder, at)
 
 
 def test_two_runs_in_one_folder_a_clock_set_back_and_other_data(copy, tmp_path):
     line = [*PUBLISHED.format(copy).split(), *TINY, *test_resume.FLAGS, "--checkpoint_steps", "0"]
     run = tmp_path / "run"
-    first = soak.start(tmp_path, unsteady, [*line, "--num_epoch", "2"], run)
+    first = soak.start(tmp_path, unsteady, [*line, "--num_epoch", "2"], run, (3, partial(signal.raise_signal, signal.SIGSTOP))) # it must neither end before the second has begun nor write over what that says
     (tmp_path / "second").mkdir()
-    test_resume.wait_for(run, 3, first)
-    os.kill(first.pid, signal.SIGSTOP) # it must neither end before the second has begun nor write over what that says
+    limit = time.monotonic() + 300
+    while psutil.Process(first.pid).status() != psutil.STATUS_STOPPED and time.monotonic() < limit: time.sleep(.01)
     try:
         second = soak.start(tmp_path / "second", soak.train, [*line, "--num_epoch", "2", "--resume"], run)
-        second.join(200)
+        second.join(1000)
         said = (run / "out.txt").read_text() # both write into this file; the second has begun it anew
     finally: os.kill(first.pid, signal.SIGCONT)
     assert second.exitcode == 2 and f"process {first.pid} is training in this folder; wait until it has ended, or choose another --name" in said and "Traceback" not in said, said
-    first.join(200)
+    first.join(1000)
     assert first.exitcode == 0, said
     assert [r["step"] for r in test_resume.history(run) if "loss" in r] == list(range(24))
     file = copy / "CUHK-PEDES/reid_raw.json"
@@ -167,7 +169,7 @@ def test_two_runs_in_one_folder_a_clock_set_back_and_other_data(copy, tmp_path):
     file.write_text(json.dumps(entries))
     weights = (run / "logs/cmlfa/last.safetensors").read_bytes()
     third = soak.start(tmp_path / "second", soak.train, [*line, "--num_epoch", "3", "--resume"], run)
-    third.join(200)
+    third.join(1000)
     said = (run / "out.txt").read_text()
     assert third.exitcode == 2 and "last.safetensors: the training data have changed since the run began" in said and "Traceback" not in said, said
     assert (run / "logs/cmlfa/last.safetensors").read_bytes() == weights
