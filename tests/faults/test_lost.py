@@ -19,17 +19,16 @@ def train_as(rank, place, patience, argv, folder, at=None):
     soak.train(argv, folder, at)
 
 
-@pytest.mark.parametrize("which, number, patience, words", [(1, signal.SIGKILL, 3000, "has ended or cannot be reached"), (0, signal.SIGKILL, 3000, "has ended or cannot be reached"), (1, signal.SIGSTOP, 30, "has not answered in time")],
-                         ids=["killed", "the first one killed", "hung"])
-def test_a_process_that_is_lost_ends_the_training_and_the_run_goes_on(which, number, patience, words, data, tmp_path):
+@pytest.mark.parametrize("number, patience, words", [(signal.SIGKILL, 3000, "has ended or cannot be reached"), (signal.SIGSTOP, 30, "has not answered in time")], ids=["killed", "hung"])
+def test_a_process_that_is_lost_ends_the_training_and_the_run_goes_on(number, patience, words, data, tmp_path):
     line = [*PUBLISHED.format(data).split(), *TINY, *test_resume.FLAGS, "--batch_size", "8", "--num_epoch", "3", "--output_dir", str(tmp_path / "0/logs")]
     for n in "01": (tmp_path / n).mkdir()
     lost = 6, partial(signal.raise_signal, number)
-    both = [soak.start(tmp_path / str(n), train_as, n, tmp_path / "meet", patience, line, tmp_path / str(n), lost if n == which else None) for n in (0, 1)]
-    both[1 - which].join(1000) # and not as long as patience may last
-    said = (tmp_path / str(1 - which) / "out.txt").read_text()
-    assert both[1 - which].exitcode == 2 and f"another process of this training {words}" in said and "Traceback" not in said, said
-    soak.kill(both[which])
+    first, second = (soak.start(tmp_path / str(n), train_as, n, tmp_path / "meet", patience, line, tmp_path / str(n), at) for n, at in enumerate((None, lost)))
+    first.join(1000) # and not as long as patience may last
+    said = (tmp_path / "0/out.txt").read_text()
+    assert first.exitcode == 2 and f"another process of this training {words}" in said and "Traceback" not in said, said
+    soak.kill(second)
     last = soak.start(tmp_path / "1", soak.train, [*line, "--resume"], tmp_path / "1")
     last.join(1000)
     said = (tmp_path / "1/out.txt").read_text()

@@ -94,7 +94,7 @@ def called(main, *args):
 def frozen(data, model, tmp_path_factory):
     "A folder with data and a store, into which nobody may write."
     folder = tmp_path_factory.mktemp("places") / "frozen"
-    with disk(folder, "80m") as there:
+    with disk(folder, "200m") as there:
         if ROOT and not there: pytest.skip("root may write everywhere, and nothing can be mounted here")
         shutil.copytree(data, folder / "data")
         shutil.copytree(model, folder / "model")
