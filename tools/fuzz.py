@@ -6,6 +6,7 @@
 A target may answer or raise a UserError; anything else is a find: its input is written to tests/fuzz/TARGET, where the tests try it again at each run."""
 import argparse
 import atexit
+import copy
 import hashlib
 import json
 import re
@@ -28,7 +29,7 @@ def changed(data: bytes, field: str) -> bytes:
     "Sound entries with changes, three bytes each: in which entry, to which field, which value. Bytes that are JSON by chance are few, and no other gets beyond the parser."
     entries = [dict(split=s, captions=["A man in a red coat."], id=i) | {field: f"{i}.jpg"} for i, s in enumerate(("train", "val", "test", "test"))]
     for where, key, value in zip(*[iter(data)] * 3):
-        n, (key, value) = where % len(entries), (FIELDS[key % len(FIELDS)], VALUES[value % len(VALUES)])
+        n, (key, value) = where % len(entries), (FIELDS[key % len(FIELDS)], copy.deepcopy(VALUES[value % len(VALUES)]))
         if where >= 240: entries[n] = value
         elif where >= 200: entries.append(value if where % 2 else entries[n])
         elif where >= 160 and isinstance(entries[n], dict): entries[n].pop(key, None)
