@@ -38,13 +38,14 @@ types: $(READY) ## mypy over the package, its patched methods inside their class
 
 audit: $(READY) ## known holes in what is installed; needs a network
 	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
-	$(BIN)/pip-audit --skip-editable
+	$(BIN)/python tools/audit.py
 
 fuzz: $(READY) ## look for inputs that break the readers, ten minutes each; make fuzz ARGS='config --seconds 60'
 	$(BIN)/pip install --quiet --disable-pip-version-check atheris
 	$(BIN)/python tools/fuzz.py $(ARGS)
 
 test-oldest: ## the oldest versions that settings.ini allows, in .venv-oldest; about 6 GB more
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' || { echo "the oldest versions are made for Python 3.10 and 3.11; name one: make test-oldest PYTHON=python3.10"; exit 1; }
 	$(PYTHON) -m venv .venv-oldest
 	$(PYTHON) tools/oldest.py > .venv-oldest/constraints.txt
 	.venv-oldest/bin/pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e . pytest hypothesis
