@@ -221,7 +221,7 @@ def usable_cores(): return len(os.sched_getaffinity(0)) if hasattr(os, "sched_ge
 
 def ignore_interrupts(): # in a process that helps: Ctrl-C is for its parent, and without a parent it ends
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if parent := multiprocessing.parent_process(): threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start() # or it would wait for work for ever
+    if parent := multiprocessing.parent_process(): threading.Thread(target=lambda p: (p.join(), os._exit(1)), args=(parent,), daemon=True).start() # or it would wait for work for ever
 
 def _draw_all(jobs, workers, progress): # all records, in order
     bar = functools.partial(tqdm, total=len(jobs), unit=" people", disable=None if progress else True) # None: on terminals only
