@@ -2,10 +2,12 @@
 import shutil
 import signal
 import subprocess
+import sys
 
 import pytest
-from forked import BIN, ENTRIES, Command
+from forked import BIN, ENTRIES, Command, stay_here
 
+sys.addaudithook(stay_here) # no network in the tests' own process either
 signal.signal(signal.SIGINT, signal.default_int_handler) # a shell that starts the tests in the background ignores Ctrl-C, and what they start would inherit that
 TINY = "--pretrain_choice none --backbone tiny --img_size 96 48 --stride_size 12".split()
 PUBLISHED = "--name cmlfa --img_aug --batch_size 64 --MLM --loss_names sdm+mlm+id+itc --dataset_name CUHK-PEDES --root_dir {} --num_epoch 150 --id_loss_weight 0.5 --mlm_loss_weight 0.5"
