@@ -149,10 +149,10 @@ def training(work: Path, *flags) -> list:
     return [*PUBLISHED.format(work / "data").split(), *TINY, *FLAGS, *map(str, flags)]
 
 
-def train(argv, folder):
+def train(argv, folder, at=None):
     import test_resume
     folder.mkdir(exist_ok=True)
-    test_resume.train(argv, folder)
+    test_resume.train(argv, folder, at)
 
 
 def state_of(folder):
