@@ -19,13 +19,13 @@ def train_as(rank, place, patience, argv, folder, at=None):
     soak.train(argv, folder, at)
 
 
-@pytest.mark.parametrize("number, patience, words", [(signal.SIGKILL, 600, "has ended or cannot be reached"), (signal.SIGSTOP, 30, "has not answered in time")], ids=["killed", "hung"])
+@pytest.mark.parametrize("number, patience, words", [(signal.SIGKILL, 3000, "has ended or cannot be reached"), (signal.SIGSTOP, 30, "has not answered in time")], ids=["killed", "hung"])
 def test_a_process_that_is_lost_ends_the_training_and_the_run_goes_on(number, patience, words, data, tmp_path):
     line = [*PUBLISHED.format(data).split(), *TINY, *test_resume.FLAGS, "--batch_size", "8", "--num_epoch", "3", "--output_dir", str(tmp_path / "0/logs")]
     for n in "01": (tmp_path / n).mkdir()
     lost = 6, partial(signal.raise_signal, number)
     first, second = (soak.start(tmp_path / str(n), train_as, n, tmp_path / "meet", patience, line, tmp_path / str(n), at) for n, at in enumerate((None, lost)))
-    first.join(1000)
+    first.join(1000) # and not as long as patience may last
     said = (tmp_path / "0/out.txt").read_text()
     assert first.exitcode == 2 and f"another process of this training {words}" in said and "Traceback" not in said, said
     soak.kill(second)
