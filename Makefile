@@ -38,20 +38,21 @@ types: $(READY) ## mypy over the package, its patched methods inside their class
 
 audit: $(READY) ## known holes in what is installed; needs a network
 	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
-	$(BIN)/pip-audit --skip-editable
+	$(BIN)/python tools/audit.py
 
 fuzz: $(READY) ## look for inputs that break the readers, ten minutes each; make fuzz ARGS='config --seconds 60'
 	$(BIN)/pip install --quiet --disable-pip-version-check atheris
 	$(BIN)/python tools/fuzz.py $(ARGS)
 
 test-oldest: ## the oldest versions that settings.ini allows, in .venv-oldest; about 6 GB more
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' || { echo "the oldest versions are made for Python 3.10 and 3.11; name one: make test-oldest PYTHON=python3.10"; exit 1; }
 	$(PYTHON) -m venv .venv-oldest
 	$(PYTHON) tools/oldest.py > .venv-oldest/constraints.txt
 	.venv-oldest/bin/pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e . pytest hypothesis
 	.venv-oldest/bin/python -m pytest -q tests/test_properties.py tests/test_hostile.py tests/test_commands.py tests/test_search.py -k "not milvus and not processes"
 
 notebooks: $(READY) ## run every notebook
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing # two processes of two threads each would wait for each other
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing # two processes of two threads each would wait for each other; what is expected is what a CPU gives
 
 browser: $(READY) # Chromium for the tests: the system's where one may install it, else Playwright's own
 	@test -x /usr/bin/chromium || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || $(BIN)/playwright install chromium || echo "no browser can be had here; without CI the tests of the page are skipped"

@@ -10,6 +10,7 @@ __all__ = ['FREE', 'optimizer_tensors', 'optimizer_state', 'random_state', 'set_
 import json
 import os
 import random
+import re
 import shlex
 import signal
 import threading
@@ -202,7 +203,9 @@ def losing(
         if signals.asked: raise Stopped(signals.asked) from e # whatever broke, it broke because everything is being stopped
         if helper: raise CutShort(f"a process that loads images ended ({str(e).split('.')[0]}), most often for lack of memory; go on with a smaller --num_workers.") from e
         if no_memory(e): raise torch.OutOfMemoryError(str(e)) from e
-        if other: raise CutShort(f"another process of this training has ended or cannot be reached ({' '.join(str(e).split())[:200]}); why, it says itself, or the system's log does.") from e
+        text = " ".join(str(e).split())[:200]
+        if other and re.search("time ?(d )?out", text, re.I): raise CutShort(f"another process of this training has not answered in time ({text}): it hangs, or is far behind; see what it is doing, and end it before you go on.") from e
+        if other: raise CutShort(f"another process of this training has ended or cannot be reached ({text}); why, it says itself, or the system's log does.") from e
         raise
 
 # %% ../nbs/12b_checkpoint.ipynb #c4de47e7

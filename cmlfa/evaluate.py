@@ -44,9 +44,13 @@ def embed_images(
     out, trouble = [], None
     try: out = [model.encode_image(normalise(x.to(model.device))).cpu() for x in tqdm(loader, "images", leave=False, disable=None if progress else True)]
     except Exception as e: trouble = e
-    if anywhere(trouble is not None)[0]: # all stop here, before any waits for another
+    foreseen = isinstance(trouble, (UserError, MemoryError, torch.OutOfMemoryError))
+    stop, unforeseen = anywhere(trouble is not None, not (trouble is None or foreseen))
+    if stop: # all stop here, before any waits for another
         said = sentences(None if trouble is None else str(trouble) or type(trouble).__name__)
-        raise trouble or UserError(said[0])
+        trouble = trouble or UserError(said[0])
+        trouble.everywhere = not unforeseen # type: ignore[attr-defined] # every process meets this one, and can still do something together with the others
+        raise trouble
     return all_parts(torch.cat(out) if out else torch.zeros(0, model.arch.dim), n)
 
 # %% ../nbs/11_evaluate.ipynb #7dc1301e

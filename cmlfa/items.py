@@ -166,8 +166,11 @@ def read_manifest(
     try:
         m = json.loads(file.read_text(encoding="utf-8"))
         if m["version"] != VERSION: raise UserError(f"{file}: has the format {m['version']} and this version of cmlfa reads {VERSION}; use the version that made it, or index anew into another folder.")
-        if m["index"] and Path(m["index"]["file"]).name != m["index"]["file"]: raise ValueError("its index is said to lie elsewhere")
-        return Model(**m["model"]), m["index"]
+        model, index, counts = Model(**m["model"]), m["index"], lambda n: type(n) is int and 0 < n < 2**31
+        if index and Path(index["file"]).name != index["file"]: raise ValueError("its index is said to lie elsewhere")
+        if not (isinstance(model.name, str) and isinstance(model.fingerprint, str) and counts(model.dim)): raise ValueError("it names no model")
+        if index and not (counts(index["rows"]) and counts(index["effort"])): raise ValueError("it describes no index")
+        return model, index
     except UserError: raise
     except (OSError, ValueError, KeyError, TypeError) as e: raise UserError(f"{file}: cannot be read ({e}); fetch the store again, or index anew into another folder.") from e
 

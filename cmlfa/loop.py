@@ -291,10 +291,10 @@ def fit(self: Trainer):
                 while self.epoch < self.cfg.num_epoch:
                     self.fit_epoch()
                     self.agree()
-        except (Stopped, CutShort, torch.OutOfMemoryError): # the weights are those of the last whole step
+        except (Stopped, CutShort, torch.OutOfMemoryError) as e: # the weights are those of the last whole step
+            self.agreed |= getattr(e.__cause__, "everywhere", False)
             if not self.torn and (self.agreed or not self.sharded): self.call("after_stop")
-            if self.agreed:
-                with suppress(RuntimeError): anywhere(True) # the others stay until the first has written, or is gone
-                if ranks() > 1: self.signals.over()
+            with suppress(RuntimeError): self.agreed and anywhere(True) # the others stay until the first has written, or is gone
+            if self.agreed and ranks() > 1: self.signals.over()
             raise
         finally: self.call("after_fit")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
+from typing_extensions import Self
 from .synth import UserError
 from .items import Item, Model, Where, known_columns, latest, same_model
 from .store import Store
@@ -118,7 +119,7 @@ class MilvusStore:
         self._entered = set() # columns that this writer has entered
     def __len__(self):
         with answering(self.uri): return self.client.query(self.name, filter="", output_fields=["count(*)"])[0]["count(*)"]
-    def __enter__(self): return self
+    def __enter__(self) -> Self: return self
     def __exit__(self, *_): self.close()
     def close(self): self.client.close()
 

@@ -143,9 +143,10 @@ def provisioner(
     class Forked(LocalProvisioner):
         async def launch_kernel(self, cmd, **kwargs):
             self.cwd = str(kwargs.get("cwd") or os.getcwd())
-            try: self.process = nursery(cmd=cmd, env=dict(kwargs["env"]), cwd=self.cwd, threads=torch.get_num_threads())
+            try: child = nursery(cmd=cmd, env=dict(kwargs["env"]), cwd=self.cwd, threads=torch.get_num_threads())
             except OSError: return await super().launch_kernel(cmd, **kwargs)
-            self.pid = self.pgid = self.process.pid
+            self.process = child # type: ignore[assignment] # all that Jupyter asks of a Popen
+            self.pid = self.pgid = child.pid
             return self.connection_info
     return Forked
 
@@ -158,5 +159,5 @@ def kernels_from(
     except OSError: return # it has said why; kernels are started as ever
     from jupyter_client.provisioning import KernelProvisionerFactory
     factory, made = KernelProvisionerFactory.instance(), provisioner(nursery)
-    factory.provisioners["nursery"] = SimpleNamespace(name="nursery", value=f"{__name__}:Forked", load=lambda: made)
+    factory.provisioners["nursery"] = SimpleNamespace(name="nursery", value=f"{__name__}:Forked", load=lambda: made) # type: ignore[assignment] # all that is asked of an EntryPoint
     factory.default_provisioner_name = "nursery"

@@ -89,7 +89,7 @@ def _write_blocks(part, plan, paths, workers, progress): # all images
     done, todo = _begin(part, plan, paths), range(-(-len(paths) // BLOCK))
     job = partial(write_block, part=part, paths=paths, size=tuple(plan["size"]))
     bar = tqdm(total=len(paths), initial=len(done) * BLOCK, unit=" images", disable=None if progress else True)
-    with open(part / "done", "a") as log, ProcessPoolExecutor(workers, initializer=ignore_interrupts) as pool:
+    with open(part / "done", "a") as log, ProcessPoolExecutor(min(workers, 61), initializer=ignore_interrupts) as pool:
         try:
             for block in (map if workers == 1 else pool.map)(job, [b for b in todo if b not in done]):
                 print(block, file=log, flush=True)
@@ -259,4 +259,5 @@ def main(argv=None):
     p.add_argument("--verify", action="store_true", help="compare an existing pack with its checksums")
     a = p.parse_args(argv)
     if min(*a.img_size, 1 if a.workers is None else a.workers) < 1: raise UserError("img_size and workers must be 1 or more.")
+    if max(a.img_size) > 10_000: raise UserError(f"img_size: images of {a.img_size[0]} x {a.img_size[1]} pixels are more than anybody trains on; give 10,000 or less.")
     for name in [a.dataset_name] if a.dataset_name else found_in(a.root): _pack_one(a.root, name, a)

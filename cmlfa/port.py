@@ -171,9 +171,10 @@ def main(argv=None):
     args = vars(p.parse_args(argv))
     file, out = Path(args.pop("file")), args.pop("out")
     given = published_settings(file.parent / "configs.yaml") | {k: v for k, v in args.items() if v is not None}
-    dataset, out = given.pop("dataset_name", "CUHK-PEDES"), Path(out or file.with_suffix(""))
+    dataset = given.pop("dataset_name", "CUHK-PEDES")
     if dataset not in LAYOUTS: raise UserError(f"{file.parent / 'configs.yaml'}: dataset_name {dataset!r} is unknown here; say --dataset_name, one of {', '.join(LAYOUTS)}.")
     model, report = convert(file, **given)
+    out = Path(out or file.with_suffix(""))
     write_run(model, out, dataset)
     print(f"{report['method']}, epoch {report['epoch'] or 'unknown'}: {report['taken']} tensors taken over, none missing, {len(report['left'])} left out")
     for name, why in report["left"].items(): print(f"  left out: {name}: {why}")

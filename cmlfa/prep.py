@@ -149,7 +149,7 @@ def _checked(root, name, workers, context): # a report, also of a folder that is
 
 # %% ../nbs/03_prep.ipynb #e399ecdd
 def _writable(file): # or a sentence, before the work
-    folder = Path(file).expanduser().absolute().parent
+    folder = Path(file).expanduser().parent
     why = "is a folder" if os.path.isdir(Path(file).expanduser()) else f"{folder} is no folder" if not os.path.isdir(folder) else "" if os.access(folder, os.W_OK) else f"{folder} may not be written to"
     if why: raise UserError(f"{file}: cannot be written ({why}); choose another place.")
 

@@ -98,7 +98,7 @@ class Hit:
     def file(self): return self.item.file
     def __str__(self): return f"{self.rank:>3}  {self.score:.4f}  {plain(str(self.item.file))}"
 
-class Hits(list):
+class Hits(list[Hit]):
     "An answer: hits, best first, with the question and remarks on it."
     def __init__(self, hits, question="", notes=()): super().__init__(hits); self.question, self.notes = question, list(notes)
     def __str__(self): return "\n".join([*map(str, self), *self.notes])

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
+from typing_extensions import Self
 from .synth import UserError
 from .items import Item, Model, Where, known_columns, latest, open_items, read_manifest, same_model, sql, transaction, write_manifest
 from .nearest import build_index, choose_kind, load_index, nearest, save_index, tune
@@ -38,7 +39,7 @@ class Store:
         except BaseException: self.close(); raise # the lock is free again at once
         self._map, self._ann = np.empty((0, self.model.dim), np.float16), (None, None)
     def __len__(self): return self.db.execute("SELECT count(*) FROM items").fetchone()[0]
-    def __enter__(self): return self
+    def __enter__(self) -> Self: return self
     def __exit__(self, *_): self.close()
     def close(self):
         "Give the lock back."
@@ -253,6 +254,6 @@ def gather(self: Store):
         if not (folder / "manifest.json").exists(): shutil.rmtree(folder); continue # a kill cut the removal below short
         with Store(folder, self.model, write=True) as part:
             items = list(part.known().values())
-            for i in range(0, len(items), 4096): self.put(items[i:i + 4096], part.vectors[[x.row for x in items[i:i + 4096]]])
+            for i in range(0, len(items), 4096): self.put(items[i:i + 4096], part.vectors[np.array([x.row for x in items[i:i + 4096]])])
         (folder / "manifest.json").unlink() # from here on it counts for nothing
         shutil.rmtree(folder)

@@ -8,14 +8,13 @@ __all__ = ['SIZES', 'LAYOUTS', 'SPLITS', 'VERSION', 'UserError', 'plain', 'comma
            'write_synth', 'main']
 
 # %% ../nbs/00_synth.ipynb #e14fd2ff
-import argparse, functools, hashlib, itertools, json, os, re, signal, sys, time
+import argparse, errno, functools, hashlib, itertools, json, multiprocessing, os, re, signal, sys, threading, time
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
-
 from tqdm import tqdm
 
 from .caption import OFTEN, neighbour, sample_identity, visible
@@ -37,11 +36,11 @@ def plain(
 def _run(fn, args, kwargs): # a command whose output can be shown, and is all written at its end
     if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="replace")
     try: return fn(*args, **kwargs)
-    finally: sys.stdout.flush()
+    finally: sys.stdout and sys.stdout.flush() # None where it was closed before we began
 
-def _unread(): # does nobody read what is printed?
+def _lost(): # can what is printed not be written any more? Then it goes nowhere, or Python would try again at its end
     try: os.write(sys.stdout.fileno(), b"\n")
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return True
+    except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return True
 
 def command(
     fn, # the body of a console command
@@ -55,8 +54,11 @@ def command(
         except UserError as e: status, text = 2, str(e)
         except KeyboardInterrupt as e: status, text = 130, str(e) or "stopped by Ctrl-C."
         except BrokenPipeError:
-            if _unread(): sys.exit(141) # as a shell says it
+            if _lost(): sys.exit(141) # as a shell says it
             raise
+        except OSError as e:
+            if e.errno != errno.ENOSPC: raise
+            status, text = 2, f"{'what is printed' if _lost() else e.filename or 'a file'} cannot be written ({e.strerror}); make room, and give the same command again."
         print(f"{name}: {plain(text)}", file=sys.stderr)
         sys.exit(status)
     return run
@@ -215,10 +217,11 @@ def _save(folder, records, jobs, header): # the two JSON files
     (folder / "attributes.json").write_text(dump({"header": header, "identities": identities, "images": images}), encoding="utf-8")
 
 # %% ../nbs/00_synth.ipynb #2bd9b41e
-def usable_cores(): # how many this process may use
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores(): return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1 # by this process
 
-def ignore_interrupts(): signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is for the parent
+def ignore_interrupts(): # in a process that helps: Ctrl-C is for its parent, and without a parent it ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if parent := multiprocessing.parent_process(): threading.Thread(target=lambda p: (p.join(), os._exit(1)), args=(parent,), daemon=True).start() # or it would wait for work for ever
 
 def _draw_all(jobs, workers, progress): # all records, in order
     bar = functools.partial(tqdm, total=len(jobs), unit=" people", disable=None if progress else True) # None: on terminals only
@@ -269,8 +272,7 @@ def write_synth(
         _begin(part, header, DOMAINS[layout].cameras, progress)
         jobs = list(_jobs(part / "imgs", layout, size, seed))
         _save(part, _draw_all(jobs, workers or usable_cores(), progress), jobs, header)
-        for stray in [f for f in part.rglob("*/*/*") if f.suffix != ".jpg"]: stray.unlink() # of a process that was killed while it wrote
-        (part / "request.json").unlink()
+        for f in [part / "request.json", *(f for f in part.rglob("*/*/*") if f.suffix != ".jpg")]: f.unlink() # and what a process left that was killed while it wrote
         part.rename(target)
     except OSError as e:
         if _found(target, header): return target # another process was drawing the same, and was quicker

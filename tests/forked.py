@@ -8,6 +8,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,7 @@ def entries():
 
 
 ENTRIES = entries()
+SWALLOWED = re.compile(r"^Exception ignored in.*?^KeyboardInterrupt:? *\n", re.S | re.M)
 
 
 class Command:
@@ -74,6 +76,18 @@ class Command:
             if self.poll() is None: os.kill(self.pid, number)
 
     def kill(self): self.send_signal(signal.SIGKILL)
+
+    def interrupt(self, timeout=300):
+        "Ctrl-C; what was said until the end. Python swallows one that comes in the middle of a fork, and says so; who sees that presses again."
+        self.send_signal(signal.SIGINT)
+        end, seen = time.monotonic() + timeout, 0
+        while self.poll() is None and time.monotonic() < end:
+            if (n := len(SWALLOWED.findall((self.folder / "stderr").read_text()))) > seen:
+                seen = n
+                self.send_signal(signal.SIGINT)
+            time.sleep(.01)
+        out, err = self.communicate(1)
+        return out, SWALLOWED.sub("", err)
 
 
 def stay_here(event, args):

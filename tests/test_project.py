@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -40,6 +41,17 @@ def test_every_command_is_installed_and_answers_help(name, tmp_path):
 def test_an_installed_command_starts_by_itself(tmp_path):
     done = subprocess.run([BIN / "cmlfa_train", "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "cmlfa_train" in done.stdout and not done.stderr, done.stderr
+
+
+def test_ctrl_c_while_a_command_is_still_importing_is_a_sentence(tmp_path):
+    (tmp_path / "cmlfa_try").write_text("import cmlfa\nraise KeyboardInterrupt")
+    done = subprocess.run([sys.executable, "cmlfa_try"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "cmlfa_try: stopped by Ctrl-C.\n")
+
+
+def test_a_home_that_may_not_be_written_is_no_news(tmp_path):
+    done = subprocess.run([sys.executable, "-c", "import cmlfa, matplotlib"], cwd=tmp_path, env={k: v for k, v in os.environ.items() if k != "MPLCONFIGDIR"} | {"PYTHONPATH": str(ROOT), "HOME": os.devnull, "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": ""}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_importing_everything_uses_no_network_and_says_nothing(tmp_path):

@@ -56,15 +56,15 @@ def same(a, b):
 def starts(command):
     "In a session of its own, so that all of it can be killed."
     name, *args = command
-    if name in ENTRIES: return Command(name, *args, cwd=".", session=True)
+    if name in ("python", *ENTRIES): return Command(name, *args, cwd=".", session=True)
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 def kill_while_writing(command, files, limit=300):
     "Start a command and kill it with all its children once one of the files has grown, or the seconds are over; whether it was killed because a file grew."
     size = lambda: sum(f.stat().st_size for f in files() if f.exists())
-    before, p, end, grown = size(), starts(command), time.time() + limit, False
-    while p.poll() is None and not grown and time.time() < end:
+    before, p, end, grown = size(), starts(command), time.monotonic() + limit, False
+    while p.poll() is None and not grown and time.monotonic() < end:
         time.sleep(.002)
         grown = size() > before
     killed = p.poll() is None
@@ -75,7 +75,8 @@ def kill_while_writing(command, files, limit=300):
 
 def test_a_mixed_folder_is_indexed_killed_resumed_and_searched(photos, model, tmp_path):
     store, command = tmp_path / "store", ["cmlfa_index", photos, "--store", tmp_path / "store", "--model", model, "--batch_size", "4", "--num_workers", "0"]
-    killed = [kill_while_writing(command, lambda: [store / "vectors.f16"]) for _ in range(2)]
+    slowly = "import sys, time, cmlfa.index as i, cmlfa.store as s; real = s.Store.put; s.Store.put = lambda *a: (real(*a), time.sleep(.2))[0]; i.main(sys.argv[1:])" # or on a busy machine it would be over before anybody looks
+    killed = [kill_while_writing(["python", "-c", slowly, *command[1:]], lambda: [store / "vectors.f16"]) for _ in range(2)]
     assert all(killed)
     with Store(store) as s: assert 4 <= len(s) < 60 # it opens, and knows what it had finished
     assert search("a red coat", store, 3)
@@ -100,7 +101,7 @@ def test_many_processes_killed_and_resumed_by_another_number_of_them(photos, mod
     two = [BIN / "torchrun", "--standalone", "--nproc_per_node", "2", *args]
     assert kill_while_writing(two, lambda: [store / f"parts/{r}/vectors.f16" for r in (0, 1)])
     assert list((store / "parts").glob("*/vectors.f16"))
-    done = subprocess.run([BIN / "torchrun", "--standalone", "--nproc_per_node", "3", *args], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([BIN / "torchrun", "--standalone", "--nproc_per_node", "3", *args], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     counts = [int(n) for n in re.search(r"(\d+) new, (\d+) changed.* (\d+) unchanged", done.stdout).groups()]
     assert counts[0] < 60 and sum(counts) == 60, done.stdout # what the killed run had embedded was taken over

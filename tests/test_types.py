@@ -49,9 +49,10 @@ def test_a_method_for_a_class_of_another_module_is_refused():
 
 
 def test_a_stub_has_signatures_and_attributes_and_no_bodies():
-    text = fold.stub(SOURCE)
+    text = fold.stub(SOURCE, {})
     for line in ("    watts: int", "    on: Any", "    shade: Shade", "    def switch(self, on: bool) -> None:", "    @property\n    def heat(self) -> float:"): assert line in text, line
     assert "onn" not in text and "@patch" not in text
+    assert "watts" not in fold.stub(SOURCE.replace("class Lamp:", "class Lamp(Thing):"), {"Thing": {"watts"}}).replace("watts: int)", "") # the class below has said it better
 
 
 def test_an_installed_package_comes_with_stubs_for_patched_classes_alone(tmp_path):
@@ -68,3 +69,12 @@ def test_without_open_clip_both_who_need_it_say_how_to_get_it(monkeypatch):
     monkeypatch.setattr(bpe, "find_spec", lambda name: None)
     for f in (bpe.read_merges, backbones.configs):
         with pytest.raises(bpe.UserError, match="pip install open_clip_torch"): f.__wrapped__()
+
+
+def test_an_audit_that_could_look_nothing_up_is_no_clean_one():
+    from audit import verdict
+    known, unknown = dict(name="a", version="1", vulns=[]), dict(name="b", skip_reason="not found")
+    hole = dict(name="c", version="2", vulns=[dict(id="PYSEC-1", fix_versions=["3"])])
+    assert verdict(dict(dependencies=[unknown]))[1] == 2
+    assert verdict(dict(dependencies=[known, unknown])) == ("1 of 2 packages looked up, 0 known holes", 0)
+    assert verdict(dict(dependencies=[known, hole])) == ("c 2: PYSEC-1, mended in 3\n2 of 2 packages looked up, 1 known holes", 1)

@@ -3,7 +3,7 @@
     python tools/ablate.py                           what there is, what is missing, how long that takes
     python tools/ablate.py cmlfa K1 --seed 1 2 3     these rows, with these seeds
     python tools/ablate.py --all                     everything that is missing, in order
-    python tools/ablate.py --cost                    the processor time of a step, rung by rung, into benchmarks/ablation_cost.json
+    python tools/ablate.py --cost                    the processor time of a step, row by row, into benchmarks/ablation_cost.json
 
 What stands in the file is not trained again. A training that was interrupted goes on from its last whole epoch, and several processes may work at once.
 The data are drawn into data/ablation, the trainings lie in runs/ablation until they are done. NAME@time is the row NAME with as many epochs as fit into
@@ -44,7 +44,7 @@ ARCHS["study"] = replace(ARCHS["tiny"], image_size=(48, 24), patch=8, stride=8, 
 SETTINGS = dict(backbone="study", img_size=[48, 24], stride_size=8, lr=2e-3, batch_size=BATCH, num_epoch=EPOCHS, root_dir=str(DATA), output_dir=str(RUNS), num_workers=0, checkpoint_steps=0,
     keep_checkpoints=1, cpu=True, resume=True) # the demo's otherwise
 SCALE = f"{PEOPLE.train} people, {EPOCHS} epochs, batches of {BATCH}"
-SEEDS, KEPT = (1, 2, 3), ("R1", "R5", "R10", "mAP")
+SEEDS, MORE, KEPT = (1, 2, 3), (4, 5), ("R1", "R5", "R10", "mAP")
 
 LADDER = {
     "itc": dict(prototypes=0, loss_names="itc"),
@@ -59,8 +59,11 @@ VARIED = {f"K{k}": dict(prototypes=k) for k in (1, 3, 6, 16)} | {f"L{n}": dict(l
     | {f: dict(fusion=f) for f in ("concat", "gate")} | {f"flip-{f}": dict(img_aug=True, flip=f, pad=2) for f in ("swap", "skip", "blind")} | {"itc-weight-1": dict(itc_loss_weight=1.), "slow": dict(lr_factor=.25), "usual-start": {}}
 ALONE = {"itc+sff": {}, "itc+sff L0": dict(lfa_layers=0), "itc+sff K1": dict(prototypes=1), "itc+sff slow": dict(lr_factor=.25), "itc+sff usual-start": {}}
 ALONE = {name: dict(loss_names="itc") | changes for name, changes in ALONE.items()} # the prototypes with no loss but the first
-TIMED = {f"{name}@time": changes for name, changes in LADDER.items() if name not in ("irra", "lfa", "cmlfa")} # these cost about as much as CMLFA; the epochs of the others come from measured times
-ROWS = LADDER | ALONE | LEFT_OUT | TIMED | VARIED
+CHEAP = ("itc", "itc+id", "itc+id+sdm", "without mlm") # the others cost about as much as CMLFA
+PRICED = LADDER | {row: LEFT_OUT[row] for row in CHEAP if row in LEFT_OUT} # whose step is measured
+TIMED = {f"{row}@time": PRICED[row] for row in CHEAP} # as many epochs as fit into CMLFA's time
+LONG = {f"{row}@10": PRICED[row] | dict(num_epoch=10) for row in ("cmlfa", "without mlm")} # as many pairs as itc@time sees
+ROWS = LADDER | ALONE | LEFT_OUT | TIMED | LONG | VARIED
 
 
 def usual_start(lfa):
@@ -70,8 +73,8 @@ def usual_start(lfa):
 
 def wanted() -> list[tuple[str, int]]: # row, seed
     "Everything, the most telling first."
-    first = [(row, seed) for group in (LADDER, ALONE, LEFT_OUT, TIMED) for seed in SEEDS for row in group]
-    return first + [(row, seed) for seed in SEEDS for row in VARIED]
+    first = [(row, seed) for group in (LADDER, ALONE, LEFT_OUT, TIMED, LONG) for seed in SEEDS for row in group]
+    return first + [(row, seed) for seed in SEEDS for row in VARIED] + [(row, seed) for seed in MORE for row in PRICED]
 
 
 def run_name(row: str, seed: int) -> str:
@@ -109,11 +112,11 @@ def record(result: dict):
 def changes_of(row: str) -> dict:
     "What a row changes; the epochs of NAME@time are those that fit into CMLFA's time."
     if row not in TIMED: return ROWS[row]
-    return ROWS[row] | dict(num_epoch=round(EPOCHS * costs()["cmlfa"] / costs()[row.removesuffix("@time")]))
+    return ROWS[row] | dict(num_epoch=int(EPOCHS * costs()["cmlfa"] / costs()[row.removesuffix("@time")]))
 
 
 def costs() -> dict[str, float]:
-    "Processor seconds of a step, by rung."
+    "Processor seconds of a step, by row."
     if not COST.exists(): raise UserError(f"{COST}: is missing; run python tools/ablate.py --cost, with nothing else at work.")
     return json.loads(COST.read_text())["seconds_a_step"]
 
@@ -179,9 +182,9 @@ def overview() -> str:
     "What there is, and what is missing."
     found = {(r["row"], r["seed"]): r for r in results()}
     lines = [f"{SCALE}; Rank-1 on test, by seed"]
-    for row in ROWS: lines.append(f"{row:16s}" + "".join(f"{found[row, s]['test']['t2i']['R1']:8.2f}" if (row, s) in found else "       -" for s in SEEDS))
+    for row in ROWS: lines.append(f"{row:16s}" + "".join(f"{found[row, s]['test']['t2i']['R1']:8.2f}" if (row, s) in found else "       -" for s in SEEDS + MORE))
     missing = [w for w in wanted() if w not in found]
-    longest = len(missing) * EPOCHS * (PEOPLE.train * PEOPLE.images * 2 // BATCH) * costs()["cmlfa"] / 60 # two captions an image
+    longest = sum(ROWS[row].get("num_epoch", EPOCHS) for row, _ in missing) * (PEOPLE.train * PEOPLE.images * 2 // BATCH) * costs()["cmlfa"] / 60 # two captions an image
     return "\n".join(lines + [f"{len(found)} trainings are there, {len(missing)} are missing, for which one core trains {longest:.0f} minutes at most"])
 
 
@@ -192,9 +195,9 @@ def data():
 
 
 def cost(steps: int = 10):
-    "Processor seconds of a training step on each rung of the ladder, the rungs taking turns; the first two steps of each are not counted."
+    "Processor seconds of a training step of each row, the rows taking turns; the first two steps of each are not counted."
     data()
-    trainers, spent = {row: trainer_of(row, 0, changes) for row, changes in LADDER.items()}, {row: [] for row in LADDER}
+    trainers, spent = {row: trainer_of(row, 0, changes) for row, changes in PRICED.items()}, {row: [] for row in PRICED}
     batches = {row: iter(t.loader) for row, t in trainers.items()}
     for _ in range(steps + 2):
         for row, t in trainers.items():
@@ -204,7 +207,7 @@ def cost(steps: int = 10):
     result = dict(command="python tools/ablate.py --cost", scale=SCALE, seconds_a_step={r: round(median(s[2:]), 4) for r, s in spent.items()},
         slowest={r: round(max(s[2:]), 4) for r, s in spent.items()}, fastest={r: round(min(s[2:]), 4) for r, s in spent.items()}, steps=steps) | where()
     COST.write_text(json.dumps(result, indent=1) + "\n")
-    for row in LADDER: shutil.rmtree(RUNS / run_name(row, 0))
+    for row in PRICED: shutil.rmtree(RUNS / run_name(row, 0))
 
 
 def where() -> dict:

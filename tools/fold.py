@@ -46,9 +46,14 @@ def kind_of(value: ast.expr, said: dict[str, str]) -> str:
     return name if name.split(".")[-1][:1].isupper() else "Any"
 
 
-def attributes(cls: ast.ClassDef) -> dict[str, str]:
-    "What the methods of a class set on `self` beside what it declares, and of which type."
-    there = {n.target.id for n in cls.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+def declared(cls: ast.ClassDef) -> set[str]:
+    "The attributes that a class declares itself."
+    return {n.target.id for n in cls.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+
+
+def attributes(cls: ast.ClassDef, inherited: dict[str, set[str]]) -> dict[str, str]:
+    "What the methods of a class set on `self` beside what it or the class it is built on declares, and of which type."
+    there = declared(cls).union(*(inherited.get(ast.unparse(b), set()) for b in cls.bases))
     found: dict[str, str] = {}
     for method in (n for n in cls.body if isinstance(n, ast.FunctionDef)):
         said = {a.arg: ast.unparse(a.annotation) for a in method.args.args if a.annotation}
@@ -62,21 +67,22 @@ def attributes(cls: ast.ClassDef) -> dict[str, str]:
     return found
 
 
-def stub(source: str) -> str:
-    "What a type checker needs of a module: signatures and attributes, no bodies."
+def stub(source: str, inherited: dict[str, set[str]]) -> str:
+    "What a type checker needs of a module: signatures and attributes, no bodies; `inherited` says what other classes declare."
     tree = ast.parse(fold(source)[0])
     tree.body = [n for n in tree.body if not isinstance(n, (ast.If, ast.Expr))]
     for cls in (n for n in tree.body if isinstance(n, ast.ClassDef)):
-        cls.body += [ast.parse(f"{name}: {kind}").body[0] for name, kind in attributes(cls).items()]
+        cls.body += [ast.parse(f"{name}: {kind}").body[0] for name, kind in attributes(cls, inherited).items()]
     for f in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)): f.body = [ast.Expr(ast.Constant(ast.get_docstring(f) or ...))]
     return f"from typing import Any\n{ast.unparse(tree)}\n"
 
 
 def write_stubs(folder: Path) -> None:
     "A stub beside each module of a built package that patches a class."
-    for file in sorted(folder.glob("*.py")):
-        source = file.read_text(encoding="utf-8")
-        if any(owner(n) for n in ast.parse(source).body): file.with_suffix(".pyi").write_text(stub(source), encoding="utf-8")
+    sources = {f: f.read_text(encoding="utf-8") for f in sorted(folder.glob("*.py"))}
+    inherited = {n.name: declared(n) for s in sources.values() for n in ast.parse(s).body if isinstance(n, ast.ClassDef)}
+    for file, source in sources.items():
+        if any(owner(n) for n in ast.parse(source).body): file.with_suffix(".pyi").write_text(stub(source, inherited), encoding="utf-8")
 
 
 def write_copy() -> dict[str, list[int]]:

@@ -6,6 +6,7 @@
 A target may answer or raise a UserError; anything else is a find: its input is written to tests/fuzz/TARGET, where the tests try it again at each run."""
 import argparse
 import atexit
+import copy
 import hashlib
 import json
 import re
@@ -20,14 +21,30 @@ SCRATCH = Path(tempfile.mkdtemp(prefix="fuzz"))
 atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
 
 
+FIELDS = "split captions id file_path img_path processed_tokens other".split()
+VALUES = [None, True, 0, -1, 7, 1.5, 10 ** 30, float("inf"), "", "0.jpg", "3.jpg", "../0.jpg", "/0.jpg", "train", "test", "a" * 300, "\0", "\udc80", "\u202e", "7", [], [[]], [""], ["A man.", None], ["A man."] * 3, {}, {"id": 1}]
+
+
+def changed(data: bytes, field: str) -> bytes:
+    "Sound entries with changes, three bytes each: in which entry, to which field, which value. Bytes that are JSON by chance are few, and no other gets beyond the parser."
+    entries = [dict(split=s, captions=["A man in a red coat."], id=i) | {field: f"{i}.jpg"} for i, s in enumerate(("train", "val", "test", "test"))]
+    for where, key, value in zip(*[iter(data)] * 3):
+        n, (key, value) = where % len(entries), (FIELDS[key % len(FIELDS)], copy.deepcopy(VALUES[value % len(VALUES)]))
+        if where >= 240: entries[n] = value
+        elif where >= 200: entries.append(value if where % 2 else entries[n])
+        elif where >= 160 and isinstance(entries[n], dict): entries[n].pop(key, None)
+        elif isinstance(entries[n], dict): entries[n][key] = value
+    return json.dumps(entries).encode()
+
+
 def annotations(data: bytes):
-    "The first byte chooses the layout, the rest is the annotation file."
+    "The first byte chooses the layout; the rest is the annotation file, or, above 127, changes to a sound one."
     from cmlfa.data import read_splits
     from cmlfa.synth import LAYOUTS
     name = list(LAYOUTS)[data[0] % 3 if data else 0]
     (SCRATCH / name / "imgs").mkdir(parents=True, exist_ok=True)
     for i in range(4): (SCRATCH / name / f"imgs/{i}.jpg").touch()
-    (SCRATCH / name / LAYOUTS[name].files[0]).write_bytes(data[1:])
+    (SCRATCH / name / LAYOUTS[name].files[0]).write_bytes(changed(data[1:99], LAYOUTS[name].key) if data[:1] > b"\x7f" else data[1:])
     read_splits(SCRATCH, name)
 
 
@@ -51,7 +68,7 @@ def config(data: bytes):
 TARGETS = dict(annotations=annotations, tokenizer=tokenizer, config=config)
 ENTRY = '{"split": "%s", "captions": ["A man in a red coat."], "id": %d, "%s": "%d.jpg"}'
 FIRST = dict( # something that works, to begin with
-    annotations=[bytes([n]) + ("[" + ", ".join(ENTRY % (s, i, key, i) for i, s in enumerate(("train", "val", "test", "test"))) + "]").encode() for n, key in enumerate(("file_path", "file_path", "img_path"))],
+    annotations=[bytes([n]) + ("[" + ", ".join(ENTRY % (s, i, key, i) for i, s in enumerate(("train", "val", "test", "test"))) + "]").encode() for n, key in enumerate(("file_path", "file_path", "img_path"))] + [bytes([n, 0, 1, 20, 1, 2, 5]) for n in (129, 130, 131)],
     tokenizer=[b"A man in a red coat, size 12.", "&amp;lt;b&gt; caf\u00c3\u00a9 \u202e \U0001f642".encode()],
     config=[b"lr: 1e-3\nimg_size: [96, 48]\nname: a\nMLM: true\n", b"milestones: [1, 2]\nloss_names: sdm+id\nlr: !!float 1\n"])
 

@@ -3,8 +3,10 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,7 @@ class Trap:
 
 def zipped(**files):
     "A zip archive."
-    with zipfile.ZipFile(out := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as z:
+    with zipfile.ZipFile(out := io.BytesIO(), "w", zipfile.ZIP_DEFLATED, compresslevel=1) as z:
         for name, data in files.items(): z.writestr(f"archive/{name.replace('__', '.')}", data)
     return out.getvalue()
 
@@ -49,8 +51,8 @@ WEIGHTS = { # name: bytes, given the place of a trap
     "code.pt": lambda trap: pickle.dumps({"state_dict": Trap(trap)}),
     "code, saved by torch.pt": lambda trap: saved({"state_dict": {"w": torch.zeros(2), "trap": Trap(trap)}}),
     "code in a TorchScript archive.pt": lambda trap: zipped(data__pkl=pickle.dumps(Trap(trap)), constants__pkl=pickle.dumps(())),
-    "a zip bomb.pt": lambda trap: zipped(data__pkl=pickle.dumps({}), data=bytes(50_000_000)),
-    "a zip bomb that looks like TorchScript.pt": lambda trap: zipped(data__pkl=pickle.dumps({}), constants__pkl=bytes(50_000_000)),
+    "a zip bomb.pt": lambda trap: zipped(data__pkl=pickle.dumps({}), data=bytes(500_000_000)),
+    "a zip bomb that looks like TorchScript.pt": lambda trap: zipped(data__pkl=pickle.dumps({}), constants__pkl=bytes(500_000_000)),
     "one number for a billion.pt": lambda trap: saved({"w": torch.zeros(1).expand(10**9)}),
     "one number for a billion.bin": lambda trap: saved({"model": {"w": torch.zeros(1).expand(10**5, 10**5)}}),
     "empty.pt": lambda trap: b"",
@@ -73,10 +75,26 @@ def refused(fn, file):
     return str(e.value)
 
 
+@contextmanager
+def little_memory(most):
+    "Nothing in here takes more memory than so many bytes, not even for a moment; looked at where the system tells."
+    def kilobytes(what): return int(re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    try: Path("/proc/self/clear_refs").write_text("5") # the peak begins anew
+    except OSError: return (yield)
+    before = kilobytes("VmRSS")
+    yield
+    assert 1024 * (kilobytes("VmHWM") - before) < most
+
+
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_from_strangers(name, tmp_path, capsys):
     file, trap = tmp_path / name, tmp_path / "it ran"
     file.write_bytes(WEIGHTS[name](trap))
+    with little_memory(150e6): refuse_weights(file, trap, tmp_path, capsys)
+
+
+def refuse_weights(file, trap, tmp_path, capsys):
+    "By each way in."
     refused(lambda: read_tensors(file), file)
     refused(lambda: CMLFA.load(file), file) # as a checkpoint
     with pytest.raises(SystemExit) as e: convert([str(file), "--out", str(tmp_path / "out")])
@@ -109,7 +127,7 @@ HEADERS = { # what a checkpoint of this project might say of itself
 def test_checkpoints_that_describe_no_model(name, tmp_path):
     file = tmp_path / "best.safetensors"
     save_file({"model.w": torch.zeros(1)}, file, metadata=HEADERS[name])
-    refused(lambda: CMLFA.load(file), file)
+    with little_memory(150e6): refused(lambda: CMLFA.load(file), file)
 
 
 SETTINGS = {
@@ -133,6 +151,10 @@ def test_a_store_from_strangers(tmp_path):
     for index, words in ((dict(kind="hnsw", file="/etc/passwd", rows=9, effort=1), "lie elsewhere"), (dict(kind="hnsw", file="../secret", rows=9, effort=1), "lie elsewhere"), ("hnsw", "cannot be read")):
         (tmp_path / "manifest.json").write_text(json.dumps(dict(version=1, model=model, index=index)))
         assert words in refused(lambda: Store(tmp_path), tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps(dict(version=1, model=model, index=None)))
+    for wrong in (dict(model=model | dict(dim=0)), dict(model=model | dict(dim="8")), dict(model=model | dict(dim=2**40)), dict(model=model | dict(name=[])), dict(index=dict(kind="hnsw", file="i.faiss", rows=9, effort="x"))):
+        (tmp_path / "manifest.json").write_text(json.dumps(dict(version=1, model=model, index=None) | wrong))
+        assert "it names no model" in (said := refused(lambda: Store(tmp_path), tmp_path)) or "it describes no index" in said
     (tmp_path / "manifest.json").write_text(json.dumps(dict(version=1, model=model, index=None)))
     (tmp_path / "items.sqlite").write_bytes(b"SQLite format 3\0" + bytes(500))
     refused(lambda: Store(tmp_path), tmp_path)
