@@ -13,6 +13,7 @@ import ipywidgets as w
 from IPython.display import display
 from fastcore.basics import patch
 from .synth import UserError
+from .share import RESPONSIBLE
 from .whatif import suggest
 from .why import words
 from .controls import Grid, button, labelled, opener, row
@@ -38,7 +39,8 @@ class Explorer:
         lead = f'<h1>Who is it?</h1><p class="lead">{safe(gallery.title)}, read by the model {safe(gallery.name)}</p>'
         style = STYLE + f"<style>.cx{{--shape:{proportions(gallery):.3f}}}</style>"
         top = row(w.HTML(style), w.HTML(lead), self.ask_row, self.chips, self.more, self.filter_box, self.picture_box, self.second_box, self.status, self.asked, kind=w.VBox, classes="stack top")
-        use = w.HTML('<p class="note">For research and teaching. It is often wrong; do not use it to follow or identify people.</p>')
+        use = w.HTML('<p class="note">For research and teaching. It is often wrong; do not use it to follow or identify people. '
+            f'<a href="{RESPONSIBLE}" target="_blank" rel="noopener" style="color:inherit">What it must not be used for, and for whom it is wrong</a></p>')
         self.box = row(top, row(results, self.keep_row, use, kind=w.VBox, classes="stack"), self.why_box, kind=w.Box, classes="cx")
         self.draw()
     def _ipython_display_(self): display(self.box)

@@ -1,5 +1,6 @@
 """Models that leave: shared folders, the bundled model, ONNX files."""
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from conftest import TINY, run
 
 import cmlfa
 from cmlfa.model import CMLFA
+from cmlfa.share import RESPONSIBLE
 
 ROOT = Path(cmlfa.__file__).resolve().parent.parent
 BUNDLED = ROOT / "cmlfa/models/synth-small"
@@ -92,6 +94,15 @@ def test_the_bundled_model_is_small_and_documented():
     model = CMLFA.from_pretrained("synth-small")
     assert f"{model.meta['metrics']['t2i']['R1']:.2f}" in (BUNDLED / "README.md").read_text()
     assert model.encode_text(WORDS).norm(dim=1).tolist() == pytest.approx([1, 1], abs=1e-4)
+
+
+def test_the_bundled_card_says_what_notebook_21_measured():
+    card, notebook = (BUNDLED / "README.md").read_text(encoding="utf-8"), json.loads((ROOT / "nbs/21_responsible.ipynb").read_text(encoding="utf-8"))
+    printed = "".join("".join(o.get("text", [])) for c in notebook["cells"] for o in c.get("outputs", []))
+    r1, low, high = re.search(r"captions: R1 ([\d.]+) \(([\d.]+) to ([\d.]+)\)", printed).groups()
+    tones = re.findall(r"tone \d ([\d.]+)", printed)
+    groups, missed = re.search(r"(\d+) groups; the interval misses the overall R1 in 1 of them: hair: (\w+)", printed).groups()
+    for said in (f"R1 {r1}, with a 95% interval over people of {low} to {high}", f"| R1 | {' | '.join(tones)} |", f"Of {groups} groups", f"misses {r1} in one, {missed} hair", RESPONSIBLE): assert said in card, said
 
 
 def test_the_bundled_model_finds_people_it_has_never_seen(data, tmp_path):

@@ -349,9 +349,9 @@ def store_load(seconds: float, work: Path) -> dict:
 # Long runs
 
 def drift(values: list[float]) -> float:
-    "By what share the last quarter lies above the second."
+    "By what share the last quarter lies above the second; of fewer than four samples nobody can say."
     n = len(values) // 4
-    return statistics.median(values[-n:]) / statistics.median(values[n:2 * n]) - 1
+    return float("nan") if not n else statistics.median(values[-n:]) / statistics.median(values[n:2 * n]) - 1
 
 
 def long_run(epochs: int, work: Path) -> dict:
