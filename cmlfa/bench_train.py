@@ -28,7 +28,7 @@ from .clip import Arch
 from .backbones import arch_named, natural_sizes
 from .losses import total
 from .config import Config
-from .checkpoint import no_memory
+from .evaluate import no_memory
 from .loop import Trainer
 from .bench import paired, processor, ratio
 from .bench_rank import peak_mb

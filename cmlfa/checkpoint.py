@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FREE', 'optimizer_tensors', 'optimizer_state', 'random_state', 'set_random_state', 'as_json', 'check_same', 'rotate',
-           'places', 'newest', 'Stopped', 'Signals', 'no_memory', 'CutShort', 'losing', 'way_on', 'stand']
+           'places', 'newest', 'Stopped', 'Signals', 'CutShort', 'losing', 'way_on', 'stand']
 
 # %% ../nbs/12b_checkpoint.ipynb #990fde9f
 import json
@@ -26,6 +26,7 @@ from .share import read_checkpoint, sync_folder
 from .gather import rank
 from .shard import whole
 from .config import Config
+from .evaluate import no_memory, reader_lost
 
 # %% ../nbs/12b_checkpoint.ipynb #9eec148c
 def optimizer_tensors(
@@ -187,12 +188,6 @@ def over(self: Signals):
     self.old[signal.SIGTERM] = signal.SIG_IGN # and so it stays when this context ends
 
 # %% ../nbs/12b_checkpoint.ipynb #184457fb
-def no_memory(
-    e: Exception, # from PyTorch, CUDA or Python
-) -> bool: # whether it says that the memory is full
-    "A GPU's memory and a computer's are full in different words."
-    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or any(w in str(e) for w in ("you tried to allocate", "CUDA error: out of memory", "STATUS_ALLOC_FAILED"))
-
 class CutShort(UserError):
     "Something that training needs is gone, and the weights are those of the last whole step."
 
@@ -203,8 +198,7 @@ def losing(
     "What dies beside us becomes a sentence, or a stop where whoever ended it ends this process as well; and a full memory has one name."
     try: yield
     except (RuntimeError, MemoryError) as e:
-        helper = "DataLoader worker (pid" in str(e) or isinstance(e, MemoryError) and "DataLoader worker" in str(e) # its death, and no error that it reports
-        other = isinstance(e, torch.distributed.DistError) or "gloo" in str(e)
+        helper, other = reader_lost(e), isinstance(e, torch.distributed.DistError) or "gloo" in str(e)
         if helper or other: time.sleep(1) # a signal to all processes may reach the others first
         if signals.asked: raise Stopped(signals.asked) from e # whatever broke, it broke because everything is being stopped
         if helper: raise CutShort(f"a process that loads images ended ({str(e).split('.')[0]}), most often for lack of memory; go on with a smaller --num_workers.") from e

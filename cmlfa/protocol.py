@@ -27,7 +27,7 @@ from .config import Config, load_config
 from .measures import MEASURES, TIES, Scores, means
 from .failures import find_failures, plot_failures, read_attributes
 from .rerank import Reranked
-from .evaluate import WAYS, both_ways, embed_split, identities_of, intervals, pick_device, plot_rankings, table, workers, write_json, write_queries
+from .evaluate import WAYS, both_ways, embed_split, embedding, identities_of, intervals, pick_device, plot_rankings, table, workers, write_json, write_queries
 
 # %% ../nbs/11d_protocol.ipynb #9219a638
 def report_of(
@@ -103,7 +103,7 @@ def examine(
     splits, images = open_splits(root, name, run.model.arch.image_size, cfg.seed, cfg.allow_missing)
     data, start = splits[split], time.time()
     attributes = read_attributes(root, name, data) if failures else None # before the long part
-    scores = embed_split(run.model, data, images[split], cfg.test_batch_size, workers(cfg.num_workers), progress)
+    with embedding("test_batch_size", cfg.test_batch_size): scores = embed_split(run.model, data, images[split], cfg.test_batch_size, workers(cfg.num_workers), progress)
     report, ways = report_of(scores, data, ties, rerank)
     report |= dict(seconds=round(time.time() - start, 2), split=split, selected_on=meta.get("selected_on", "unknown"), epoch=meta.get("epoch"),
         dataset=name, trained_on=run.trained_on, run=run.name) | more
@@ -266,10 +266,13 @@ def parse(
     p.add_argument("--ties", default="fair", choices=TIES, help="equal scores: fair, the mean over all orders; published, in the gallery's order [fair]")
     p.add_argument("--rerank", action="store_true", help="measure once more after re-ranking by the gallery's neighbours")
     p.add_argument("--failures", action="store_true", help="draw which attributes were missed (failures.png; drawn data sets only)")
+    p.add_argument("--test_batch_size", type=int, metavar="N", help="images or captions at once [the run's own, or 512]")
+    p.add_argument("--num_workers", type=int, metavar="N", help="processes that read images [the run's own, or 8]")
     p.add_argument("--out", help="folder for the results [the run's own; 'results' for several]")
     args = p.parse_args(argv)
     args.models = list(dict.fromkeys(args.models)) # named twice is still one
     if bool(args.models) == bool(args.config_file): raise UserError("give the models to test, or --config_file with one run's configs.yaml.")
+    if args.test_batch_size is not None and args.test_batch_size < 1 or (args.num_workers or 0) < 0: raise UserError("test_batch_size must be 1 or more, num_workers 0 or more.")
     return args
 
 def open_runs(
@@ -278,8 +281,8 @@ def open_runs(
     "The models that the command line names, told where the data lies now."
     runs = [open_run(Path(args.config_file).parent, load_config(args.config_file))] if args.config_file else [open_run(m) for m in args.models]
     for run in runs:
-        run.cfg.root_dir = args.root_dir or run.cfg.root_dir
         run.cfg.allow_missing = run.cfg.allow_missing or args.allow_missing
+        for k in ("root_dir", "test_batch_size", "num_workers"): setattr(run.cfg, k, getattr(run.cfg, k) if getattr(args, k) is None else getattr(args, k))
     return runs
 
 # %% ../nbs/11d_protocol.ipynb #00cd3941
@@ -287,14 +290,13 @@ def open_runs(
 def main(argv=None):
     "cmlfa_test: test models."
     args = parse(argv)
-    runs = open_runs(args)
+    with embedding(): runs = open_runs(args)
     datasets = args.dataset_name or [runs[0].cfg.dataset_name]
     several = len(runs) * len(datasets) > 1
     out = Path(args.out) if args.out else Path("results") if several else place_of(runs[0], datasets[0], args.split)
     how = dict(ties=args.ties, rerank=args.rerank, failures=args.failures, progress=True)
     try:
-        if several: result, text = test_many(runs, datasets, args.split, out, **how)
-        else: result = examine(runs[0], datasets[0], args.split, out=out, **how)
+        with embedding(): result, text = test_many(runs, datasets, args.split, out, **how) if several else (examine(runs[0], datasets[0], args.split, out=out, **how), "")
     except OSError as e: raise UserError(f"{e.filename or out}: cannot be read or written ({e.strerror or e}); check the place and its permissions.") from e
     if not several:
         text = f"{result['dataset']} {args.split}: {result['queries']} captions, {result['gallery']} images, {result['identities']} identities; epoch {result['epoch']}, chosen on {result['selected_on']}\n{table(result)}"

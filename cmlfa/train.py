@@ -26,9 +26,9 @@ from .batches import Augment, Pairs, train_loader
 from .pack import Packed, open_splits, packed_ids
 from .model import CMLFA, build_model
 from .config import Config, parse_args, save_config
-from .evaluate import embed_split, evaluate, table, workers
+from .evaluate import embed_split, evaluate, no_memory, table, too_many, workers
 from .protocol import test_run
-from .checkpoint import no_memory, places, stand
+from .checkpoint import places, stand
 from .loop import Callback, Stopped, Trainer, join
 from .resume import save_run, standing, take_up
 from .watch import History, Log, Progress, TensorBoard, Trackers, write_page
@@ -192,9 +192,11 @@ def too_large(
 ) -> str: # a sentence
     "What to try when the memory of the device is full."
     if doing == "building": return f"{'pretrain_choice' if cfg.pretrain_choice != 'none' else 'backbone'}: the model, its optimiser and the data do not fit the memory here; end what else uses it, or start a new run with a smaller model."
-    if doing == "measuring": return f"test_batch_size: {cfg.test_batch_size} images or captions at once do not fit the memory of the device; go on with --test_batch_size {max(1, cfg.test_batch_size // 2)}."
+    if doing == "measuring": return too_many("test_batch_size", cfg.test_batch_size)
     name, n = ("cache_chunk", cfg.cache_chunk) if cfg.cache_chunk else ("batch_size", cfg.batch_size)
-    return f"{name}: {n} pairs at once do not fit the memory of the device; go on with --cache_chunk {max(1, n // 2)}, which gives the same result piece by piece, or with --checkpoint_activations; a new run may also have a smaller --batch_size."
+    people = cfg.num_instance if cfg.sampler == "identity" else 1 # which a batch has to be a multiple of
+    smaller = f"; a new run may also have --batch_size {cfg.batch_size // 2 // people * people}" if cfg.batch_size >= 2 * people else ""
+    return f"{name}: {n} pairs at once do not fit the memory of the device; go on with --cache_chunk {max(1, n // 2)}, which gives the same result piece by piece, or with --checkpoint_activations{smaller}."
 
 @contextmanager
 def roomy(

@@ -7,8 +7,9 @@ import sys
 from contextlib import contextmanager
 
 import pytest
-from forked import BIN, ENTRIES, Command
+from forked import BIN, ENTRIES, Command, stay_here
 
+sys.addaudithook(stay_here) # no network in the tests' own process either
 signal.signal(signal.SIGINT, signal.default_int_handler) # a shell that starts the tests in the background ignores Ctrl-C, and what they start would inherit that
 os.environ["CUDA_VISIBLE_DEVICES"] = "" # what is expected here is what a CPU gives, on a machine with a GPU too
 TINY = "--pretrain_choice none --backbone tiny --img_size 96 48 --stride_size 12".split()

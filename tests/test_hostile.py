@@ -76,6 +76,22 @@ def test_malformed_entries_are_named(dataset, data):
     elif said: assert str(root / name) in said, said
 
 
+def test_what_is_wrong_with_an_entry_is_named_with_its_number(dataset): # said here once more, and not by the function that says it there
+    root, name, entries = dataset
+    key, file = LAYOUTS[name].key, root / name / LAYOUTS[name].files[0]
+    for n in (0, 4, 7):
+        trials = [(field, {k: v for k, v in entries[n].items() if k != field}) for field in ("split", "id", "captions", key)]
+        trials += [("split", entries[n] | dict(split=v)) for v in ("Train", "testing", "", 1, None, ["test"], {})]
+        trials += [("id", entries[n] | dict(id=v)) for v in ("1", 1.5, True, None, [1], {}, 2**63)]
+        trials += [("object", v) for v in (None, 7, "train", [], [entries[n]], False)]
+        for word, entry in trials:
+            file.write_text(json.dumps(entries[:n] + [entry] + entries[n + 1:]))
+            said = look(root, name)
+            assert said and said.startswith(f"{file}: entry {n} ") and re.search(rf"\b{word}\b", said.removeprefix(str(file))), (entry, said)
+    file.write_text(json.dumps(entries))
+    assert look(root, name) is None
+
+
 @settings(max_examples=60)
 @given(data=st.data())
 def test_damaged_files_are_named(dataset, data):

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,14 @@ try: socket.create_connection(("192.0.2.1", 80), timeout=1)
 except OSError as e: print(e)"""
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "192.0.2.1: the tests use no network\n", ""), done
+
+
+def test_the_tests_themselves_use_no_network(tmp_path):
+    for leave in (lambda: socket.create_connection(("192.0.2.1", 80), timeout=1), lambda: socket.getaddrinfo("example.org", 443)):
+        with pytest.raises(OSError, match="the tests use no network"): leave()
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname(), timeout=5): pass
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+        server.bind(str(tmp_path / "s")), server.listen(), client.connect(str(tmp_path / "s"))
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)

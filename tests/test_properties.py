@@ -171,21 +171,31 @@ def test_random_batches_cover_are_disjoint_and_come_again(n, size, ranks, seed, 
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(1, 4), st.integers(1, 4), st.integers(1, 2), st.integers(0, 99), st.integers(0, 3))
+@example([i // 8 for i in range(192)], 5, 4, 1, 0, 2)
+@example([i // 2 for i in range(120)], 4, 4, 2, 0, 3)
+@example([0] * 40 + [1, 2, 3, 4, 5, 6], 5, 2, 1, 0, 1)
 def test_identity_batches_hold_so_many_of_each_and_come_again(labels, people, instances, ranks, seed, start):
     labels = torch.tensor(labels)
-    if people * ranks > len(labels.unique()):
+    everybody = len(labels.unique())
+    if people * ranks > everybody:
         with pytest.raises(UserError): IdentityBatches(labels, people * instances, instances, seed, 0, ranks)
         return
     def drawn(rank, start=0):
         b = IdentityBatches(labels, people * instances, instances, seed, rank, ranks)
         b.start = start
-        return list(b)
-    all_ = [drawn(r) for r in range(ranks)]
+        return list(b), len(b)
+    all_, visits = [drawn(r)[0] for r in range(ranks)], dict.fromkeys(labels.tolist(), 0)
+    assert {drawn(r)[1] for r in range(ranks)} == {len(batches) for batches in all_} == {len(all_[0])}
     for step in zip(*all_):
         together = [i for batch in step for i in batch]
         who, count = labels[together].unique(return_counts=True)
         assert len(who) == people * ranks and (count == instances).all() # no person twice, on no process
         for w in who.tolist():
+            visits[w] += 1
             mine = [i for i in together if labels[i] == w]
             if (labels == w).sum() >= instances: assert len(set(mine)) == instances
-    assert all_ == [drawn(r) for r in range(ranks)] and drawn(0, start) == all_[0][start:]
+        assert max(visits.values()) - min(visits.values()) <= 1 # nobody again before all have come
+    assert min(visits.values()) >= 1 # everybody in an epoch
+    assert len(all_[0]) - 1 < max(len(labels) // instances, everybody) / (people * ranks) <= len(all_[0]) # of as many pairs as there are, or of everybody
+    assert [sum(step, []) for step in zip(*all_)] == list(IdentityBatches(labels, people * ranks * instances, instances, seed)) # together, one process's batches
+    assert [(batches, len(all_[0])) for batches in all_] == [drawn(r) for r in range(ranks)] and drawn(0, start)[0] == all_[0][start:]

@@ -1,5 +1,6 @@
 """Images from strangers: the doctor, training, packing, the index, a query and the page use each of them rightly, or refuse it by name."""
 import io
+import json
 import struct
 import warnings
 import zlib
@@ -12,9 +13,10 @@ from PIL import Image
 from cmlfa.batches import Files
 from cmlfa.clip import ARCHS
 from cmlfa.data import BadImage, load_image
-from cmlfa.doctor import decode
+from cmlfa.doctor import check, decode
 from cmlfa.index import index
 from cmlfa.model import CMLFA
+from cmlfa.pack import Packed, image_source, write_pack
 from cmlfa.search import pixels, thumbnail
 from cmlfa.session import read_upload
 from cmlfa.store import Store
@@ -151,3 +153,24 @@ def test_the_index_holds_the_sound_ones_and_names_the_others(folder, tmp_path):
     report = index(folder, tmp_path / "store", model)
     assert set(report.bad) == set(BAD) and all(str(folder / name) in said for name, said in report.bad.items())
     with Store(tmp_path / "store") as store: assert {path for _, path in store.known()} == set(FINE) | set(TINY)
+
+
+def test_a_pack_holds_the_sound_ones_and_refuses_each_of_the_others(folder, tmp_path):
+    data = tmp_path / "CUHK-PEDES"
+    data.mkdir()
+    (data / "imgs").symlink_to(folder)
+    def packed(names):
+        entries = [dict(split="train", id=n, captions=[f"Person number {n}."], file_path=name) for n, name in enumerate(names, 1)]
+        (data / "reid_raw.json").write_text(json.dumps(entries))
+        return lambda skip=(): write_pack(tmp_path, data.name, SIZE, workers=1, progress=False, skip=frozenset(skip))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        for name in BAD:
+            with pytest.raises(BadImage) as e: packed(["plain.jpg", name])()
+            assert str(e.value).startswith(f"{data}/imgs/{name}: this image cannot be read") and BAD[name][1] in str(e.value), e.value
+            assert not (data / "packed/96x48").exists()
+        pack, out = packed([*BAD, *FINE]), check(tmp_path, data.name, workers=1).leave_out
+    assert {path for _, path in out} == {f"{data}/imgs/{name}" for name in BAD}
+    pack(out)
+    images = image_source(tmp_path, data.name, [f"{data}/imgs/{name}" for name in FINE], SIZE)
+    assert isinstance(images, Packed) and torch.equal(images.__getitems__(range(len(FINE))), Files([folder / name for name in FINE], SIZE).__getitems__(range(len(FINE))))
