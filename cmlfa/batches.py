@@ -198,14 +198,15 @@ class IdentityBatches:
             raise UserError(f"batch_size: {ranks * batch_size} needs {self.people} identities of {num_instance} pairs, and there are {len(self.members)}; make it smaller.")
         self.num_instance, self.n, self.seed, self.epoch, self.start = num_instance, len(labels), seed, 0, 0
         self.mine = slice(rank * batch_size, (rank + 1) * batch_size)
-    def __len__(self): return -(-max(self.n // self.num_instance, len(self.members)) // self.people) # visits over people a batch, rounded up
+    def __len__(self): return (max(self.n // self.num_instance, len(self.members)) + self.people - 1) // self.people # visits over people a batch, rounded up
     def __iter__(self): # from batch `start` of epoch `epoch`
         rng, k, queue = np.random.default_rng((self.seed, self.epoch)), self.num_instance, []
         for step in range(len(self)):
             if len(queue) < self.people: # the last ones of a round, then the next round, which begins with others
                 order, last = rng.permutation(len(self.members)).tolist(), set(queue)
                 others = [p for p in order if p not in last][:self.people - len(queue)]
-                queue += others + [p for p in order if p not in {*others}]
+                now = set(others)
+                queue += others + [p for p in order if p not in now]
             picked, queue = queue[:self.people], queue[self.people:]
             batch = [int(i) for p in picked for i in rng.choice(self.members[p], k, replace=len(self.members[p]) < k)]
             if step >= self.start: yield batch[self.mine]
