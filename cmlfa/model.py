@@ -112,6 +112,14 @@ def fused_text(self: CMLFA,
     each = torch.arange(ids.shape[0], device=ids.device) # not len(ids), which an export would take for a constant
     return self.fuse_tokens(tokens[each, end_positions(ids)], tokens, self.words(ids))
 
+# %% ../nbs/09_model.ipynb #81a722c0
+@patch
+def features(self: CMLFA,
+    batch: dict, # images B x 3 x h x w, ids B x L
+) -> tuple[torch.Tensor, torch.Tensor]: # fused image features, fused text features, both B x D
+    "What the losses that compare pairs look at."
+    return self.fused_image(batch["images"])[0].float(), self.fused_text(batch["ids"]).float()
+
 # %% ../nbs/09_model.ipynb #70653720
 @patch
 @torch.no_grad()

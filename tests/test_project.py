@@ -20,7 +20,8 @@ NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 def test_the_package_works_outside_the_checkout(tmp_path):
     source = tmp_path / "source" # setuptools builds inside the folder it is given
     shutil.copytree(ROOT / "cmlfa", source / "cmlfa", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md"): shutil.copy(ROOT / name, source)
+    (source / "tools").mkdir()
+    for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "tools/fold.py"): shutil.copy(ROOT / name, source / name)
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", tmp_path / "site", source]
     done = subprocess.run(install, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -50,7 +50,8 @@ def test_it_searches_as_the_run_does(work, shared):
 def test_a_fresh_process_opens_it_from_the_installed_package(shared, tmp_path):
     source = tmp_path / "source" # setuptools builds inside the folder it is given
     shutil.copytree(ROOT / "cmlfa", source / "cmlfa", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md"): shutil.copy(ROOT / name, source)
+    (source / "tools").mkdir()
+    for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "tools/fold.py"): shutil.copy(ROOT / name, source / name)
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", tmp_path / "site", source]
     subprocess.run(install, check=True, capture_output=True)
     code = f"import cmlfa.model as m; x = m.CMLFA.from_pretrained({str(shared)!r}).encode_text({WORDS!r}); print(m.__file__, tuple(x.shape), x.norm(dim=1).tolist())"
