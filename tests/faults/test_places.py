@@ -24,7 +24,7 @@ from cmlfa.pack import image_source, write_pack
 from cmlfa.pack import main as pack_main
 from cmlfa.port import main as convert_main
 from cmlfa.prep import main as check_main
-from cmlfa.protocol import main as testing_main
+from cmlfa.protocol import main as protocol_main
 from cmlfa.search import main as search_main
 from cmlfa.search import search, sheet
 from cmlfa.share import write_atomic
@@ -110,7 +110,7 @@ READ_ONLY = {
     "drawing": lambda f: (synth_main, f / "new", "--size", "small"), "packing": lambda f: (pack_main, f / "data", "--img_size", 96, 48, "--workers", 1),
     "training": lambda f: (train_main, *PUBLISHED.format(f / "data").split(), *TINY, "--cpu", "--output_dir", f / "logs"),
     "indexing": lambda f: (index_main, f / "data/CUHK-PEDES/imgs", "--store", f / "new", "--model", f / "model", "--cpu", "--num_workers", 0),
-    "checking": lambda f: (check_main, f / "data", "--json", f / "found.json"), "testing": lambda f: (testing_main, f / "model", "--root_dir", f / "data", "--out", f / "new"),
+    "checking": lambda f: (check_main, f / "data", "--json", f / "found.json"), "testing": lambda f: (protocol_main, f / "model", "--root_dir", f / "data", "--out", f / "new"),
     "exporting": lambda f: (export_main, f / "model", f / "new", "--to", "folder", "--data", "x"), "converting": lambda f: (convert_main, f / "published.pth", *test_port.SIZE, "--out", f / "new"),
     "indexing again": lambda f: (index_main, f / "data/CUHK-PEDES/imgs", "--store", f / "store", "--cpu", "--num_workers", 0), "a contact sheet": lambda f: (search_main, "a red coat", "--store", f / "store", "--html", f / "found.html", "--cpu"),
 }
