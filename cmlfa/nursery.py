@@ -89,6 +89,7 @@ class Nursery:
             try:
                 self._talk.close()
                 serve(theirs, prepare, become)
+            except BrokenPipeError: pass # whoever asked has gone before it was ready
             except BaseException: traceback.print_exc()
             finally: os._exit(0)
         theirs.close()
