@@ -9,6 +9,7 @@ __all__ = ['ranks', 'rank', 'on_ranks', 'all_rows', 'across', 'rank_mean', 'anyw
 import os
 import socket
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 import torch
@@ -37,8 +38,8 @@ def _member(number, fn, n, folder, args):
 # %% ../nbs/07b_gather.ipynb #c9eef3d8
 def on_ranks(
     n: int, # processes
-    fn, # what each runs; it may ask for `rank()`
-    *args, # for it
+    fn: Callable, # what each runs; it may ask for `rank()`
+    *args: object, # for it
 ) -> list: # what each returned, by rank: numbers, texts, tensors, and lists or dictionaries of them
     "Run a function in several processes on this machine that can talk to each other."
     import torch._dynamo # DDP wants it; loaded once here, and not again by each of the processes
