@@ -14,12 +14,15 @@ import shlex
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from fastcore.basics import patch
 import numpy as np
 import torch
 from safetensors import safe_open
+from typing_extensions import Self
 from .synth import UserError
 from .share import read_checkpoint, sync_folder
 from .gather import lost, rank
@@ -29,7 +32,7 @@ from .evaluate import no_memory, reader_lost
 
 # %% ../nbs/12b_checkpoint.ipynb #9eec148c
 def optimizer_tensors(
-    optimizer, # Adam, AdamW or SGD
+    optimizer: torch.optim.Optimizer, # Adam, AdamW or SGD
 ) -> dict[str, torch.Tensor]: # 'optimizer.<parameter number>.<name>'
     "The optimiser's memory as named tensors, for safetensors."
     state = {f"optimizer.{i}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items() if v is not None}
@@ -60,7 +63,7 @@ def random_state() -> tuple[dict[str, torch.Tensor], dict]: # PyTorch's states b
 def set_random_state(
     tensors: dict[str, torch.Tensor], # PyTorch's states, among others
     plain: dict, # Python's and NumPy's, as JSON keeps them
-):
+) -> None:
     "The way back; the state of a graphics card that is not there now is left out."
     torch.set_rng_state(tensors["random.cpu"])
     for i in range(torch.cuda.device_count()):
@@ -86,7 +89,7 @@ def check_same(
     before: dict, # settings in the checkpoint's header
     cfg: Config, # settings now
     file: str | Path, # for the message
-):
+) -> None:
     "Refuse to go on with a run under settings that would make it another run."
     now, usual = as_json(cfg), as_json(Config())
     if lost := next((k for k in before if k not in now and k not in FREE), ""): raise UserError(f"{file}: was trained with {lost} {before[lost]}, a setting that this version does not have; go on with the version that wrote it, or start a new run under another name.")
@@ -98,7 +101,7 @@ def check_same(
 def rotate(
     folder: Path, # a run's folder, with a whole next.safetensors
     keep: int = 2, # checkpoints that stay, the new one included
-):
+) -> None:
     "A new checkpoint takes the first place, the others move on, and the oldest goes."
     files = [folder / f"{name}.safetensors" for name in ("next", "last", *(f"last-{i}" for i in range(1, keep)))]
     for newer, older in reversed(list(zip(files, files[1:]))): # the oldest first, so that nothing is overwritten before its time
@@ -137,15 +140,15 @@ class Signals:
         together: bool = False, # several processes, which agree on a step to stop after: only remember what was asked
     ): self.together, self.asked, self.depth, self.old, self.since, self.late = together, None, 0, {}, 0., None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread(): return self # only the main thread hears signals
         self.old = {s: signal.signal(s, self.hear) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for s, handler in self.old.items(): signal.signal(s, handler)
 
-    def hear(self, number, frame):
+    def hear(self, number: int, frame: FrameType | None) -> None:
         "A signal has come."
         if self.asked: # a terminal and a launcher may both pass on one Ctrl-C
             if time.monotonic() - self.since > 2: raise KeyboardInterrupt
@@ -154,7 +157,7 @@ class Signals:
         if not self.depth and not self.together: raise Stopped(self.asked)
 
     @contextmanager
-    def whole(self):
+    def whole(self) -> Iterator[None]:
         "What runs in here is not torn apart."
         before, self.depth = self.asked, self.depth + 1
         try: yield
@@ -164,7 +167,7 @@ class Signals:
 
 # %% ../nbs/12b_checkpoint.ipynb #26447fc5
 @patch
-def watch_children(self: Signals):
+def watch_children(self: Signals) -> None:
     "Take over from PyTorch what happens when a process that loads images dies."
     number = getattr(signal, "SIGCHLD", None) # Windows has none
     if number is None or threading.current_thread() is not threading.main_thread(): return
@@ -172,7 +175,7 @@ def watch_children(self: Signals):
     if callable(theirs) and theirs != self.hear_child: self.old[number] = theirs; signal.signal(number, self.hear_child)
 
 @patch
-def hear_child(self: Signals, number, frame):
+def hear_child(self: Signals, number: int, frame: FrameType | None) -> None:
     "A process that this one has started is no more. Of several, only the loader may say so: between two steps, where all can agree."
     if self.together: return
     self.late = (number, frame) if self.depth else None
@@ -180,7 +183,7 @@ def hear_child(self: Signals, number, frame):
 
 # %% ../nbs/12b_checkpoint.ipynb #cb736b89
 @patch
-def over(self: Signals):
+def over(self: Signals) -> None:
     "All is saved: a launcher that now ends the rest must not cut off the last words."
     if not self.old: return # a thread, which hears no signals
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -193,7 +196,7 @@ class CutShort(UserError):
 @contextmanager
 def losing(
     signals: Signals, # of the run
-):
+) -> Iterator[None]:
     "What dies beside us becomes a sentence, or a stop where whoever ended it ends this process as well; and a full memory has one name."
     try: yield
     except (RuntimeError, MemoryError) as e:

@@ -42,7 +42,7 @@ MOST_PATCHES = 100_000 # of an image; published settings have 192
 
 def check_large(
     cfg: Config, # settings
-):
+) -> None:
     "Refuse what would take the memory of all machines."
     for name, most in LARGEST.items():
         if getattr(cfg, name) > most: raise UserError(f"{name}: {getattr(cfg, name)} is more than the {most:,} that are allowed; make it smaller.")
@@ -52,7 +52,7 @@ def check_large(
 # %% ../nbs/10_config.ipynb #1253a3b6
 def check_schedule(
     cfg: Config, # settings
-):
+) -> None:
     "Refuse optimisers that forget nothing and schedules that rise."
     for name in ("alpha", "beta"):
         if getattr(cfg, name) >= 1: raise UserError(f"{name}: {getattr(cfg, name)} must be below 1.")
@@ -120,7 +120,7 @@ USED_WITH = (
 def check_used(
     cfg: Config, # settings
     given: set[str], # names that the user wrote
-):
+) -> None:
     "A flag that has no effect with the others given is an error, not a surprise."
     for name in sorted(given & set(USED_WITH)):
         why, used = USED_WITH[name]
@@ -187,7 +187,7 @@ def load_config(
 def save_config(
     cfg: Config, # settings
     file: str | Path, # YAML file to write
-):
+) -> None:
     "Write every setting as plain YAML; the file is whole or not there."
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(cfg).items()}
     part = Path(file).with_suffix(".yaml.part")

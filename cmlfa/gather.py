@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -43,8 +44,8 @@ def _member(number, fn, n, folder, args):
 # %% ../nbs/07b_gather.ipynb #c9eef3d8
 def on_ranks(
     n: int, # processes
-    fn, # what each runs; it may ask for `rank()`
-    *args, # for it
+    fn: Callable, # what each runs; it may ask for `rank()`
+    *args: object, # for it
 ) -> list: # what each returned, by rank: numbers, texts, tensors, and lists or dictionaries of them
     "Run a function in several processes on this machine that can talk to each other."
     import torch._dynamo # DDP wants it; loaded once here, and not again by each of the processes
@@ -155,7 +156,7 @@ def lost(
 def beside(
     work: str, # what the processes do together
     then: str = "", # a further sentence
-):
+) -> Iterator[None]:
     "The loss of another process is said in a sentence."
     try: yield
     except RuntimeError as e:
@@ -164,7 +165,7 @@ def beside(
 
 # %% ../nbs/07b_gather.ipynb #c41d5f8e
 @contextmanager
-def one_voice():
+def one_voice() -> Iterator[None]:
     "Of several processes the first one speaks; another only if the first has nothing to say."
     try: yield
     except (UserError, KeyboardInterrupt) as e:

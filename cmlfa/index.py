@@ -8,11 +8,13 @@ __all__ = ['SUFFIXES', 'DEFAULT', 'OPENED', 'PATIENCE', 'TOGETHER', 'KEPT', 'fin
 
 # %% ../nbs/13e_index.ipynb #c6131152
 import argparse, hashlib, json, os, signal, sqlite3, stat, threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from random import Random
+from typing import NoReturn
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -27,7 +29,7 @@ from .model import CMLFA
 from .evaluate import embedding, pick_device, workers
 from .items import Item, Model, plain, read_metadata
 from .store import Store
-from .milvus import open_store
+from .milvus import MilvusStore, open_store
 
 # %% ../nbs/13e_index.ipynb #47ef3258
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -96,8 +98,8 @@ class Readable(Dataset):
         size: tuple[int, int], # height, width in pixels
         have: set[str] | frozenset[str] = frozenset(), # checksums whose vectors are known
     ): self.files, self.size, self.have = files, size, have
-    def __len__(self): return len(self.files)
-    def __getitem__(self, i):
+    def __len__(self) -> int: return len(self.files)
+    def __getitem__(self, i: int) -> tuple[str, torch.Tensor | None, str | None]:
         try:
             h = hashlib.sha256(Path(self.files[i]).read_bytes()).hexdigest()
             return h, None if h in self.have else load_image(self.files[i], self.size, "replace or remove it"), None
@@ -109,14 +111,14 @@ def _as_is(batch): return batch
 # %% ../nbs/13e_index.ipynb #a30566a8
 @torch.inference_mode()
 def embed_new(
-    store, # where vectors go
-    known, # a store that may have vectors of the same contents already
+    store: Store | MilvusStore, # where vectors go
+    known: Store | MilvusStore, # a store that may have vectors of the same contents already
     model: CMLFA, # in evaluation mode
     items: list[Item], # without checksums
     batch_size: int = 64, # images a step
     num_workers: int = 0, # processes that read and decode
     progress: bool = False, # show a bar on a terminal
-    after=lambda done: None, # is called after each batch, with how many there were
+    after: Callable[[int], object] = lambda done: None, # is called after each batch, with how many there were
 ) -> tuple[int, dict[str, str]]: # how many vectors were used again; what could not be read: path to a sentence
     "Embed images and put them into the store."
     have = {x.hash for x in known.known().values()}
@@ -150,7 +152,7 @@ class Report:
     again: int = 0 # of the new and changed: known contents, nothing to embed
     bad: dict = field(default_factory=dict) # path to a sentence
     said: list = field(default_factory=list) # further sentences
-    def __str__(self):
+    def __str__(self) -> str:
         bad = [f"  {plain(b)}" for b in list(self.bad.values())[:20]] + [f"  ... and {len(self.bad) - 20} more"] * (len(self.bad) > 20)
         again = f" ({self.again} of them known contents: moved, copied or merely touched)" if self.again else ""
         counts = f"{self.new} new, {self.changed} changed{again}, {self.deleted} deleted, {self.unchanged} unchanged"
@@ -177,12 +179,12 @@ def team() -> tuple[int, int]: # this process's number, how many there are
     return rank, ranks
 
 def gathered(
-    value, # of this process
+    value: object, # of this process
     ranks: int, # how many there are
 ) -> list: # of all of them
     "What every process found, once all have arrived here."
     if ranks == 1: return [value]
-    out = [None] * ranks
+    out: list = [None] * ranks
     torch.distributed.all_gather_object(out, value)
     return out
 
@@ -238,7 +240,7 @@ def _share(store, root, found, wrong, model, rank, ranks, **how): # this process
     some = todo[rank::ranks]
     mine = -(-len(some) // how["batch_size"]) // TOGETHER # meetings
     most = max(gathered(mine, ranks)) # nobody changes the store before all have planned
-    def meet(done): return done % TOGETHER or gathered(None, ranks)
+    def meet(done: int) -> object: return done % TOGETHER or gathered(None, ranks)
     with store.part(rank) if ranks > 1 else nullcontext(store) as own, embedding("batch_size", how["batch_size"], KEPT): again, bad = embed_new(own, store, model, some, after=meet, **how)
     for _ in range(most - mine): gathered(None, ranks)
     done = [(root, x.path) in known for x in some if x.path not in bad]
@@ -285,15 +287,15 @@ def _finish(s, root, model, table, kind, gone, report): # what one process does 
 
 # %% ../nbs/13e_index.ipynb #5b0dcaf6
 @contextmanager
-def _stopping(): # SIGTERM is a stop like Ctrl-C
-    def hear(number, frame): raise KeyboardInterrupt("SIGTERM")
+def _stopping() -> Iterator[None]: # SIGTERM is a stop like Ctrl-C
+    def hear(number: int, frame: object) -> NoReturn: raise KeyboardInterrupt("SIGTERM")
     here = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, hear) if here else None
     try: yield
     finally: here and signal.signal(signal.SIGTERM, before)
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     "The command `cmlfa_index`."
     p = argparse.ArgumentParser(prog="cmlfa_index", description="Embed a folder of images, so that cmlfa_search can search it. Given again, it does what is left to do.")
     p.add_argument("photos", metavar="PHOTOS", help="folder of JPEG, PNG and WebP images, searched in depth")

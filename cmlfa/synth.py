@@ -10,11 +10,13 @@ __all__ = ['SIZES', 'LAYOUTS', 'SPLITS', 'VERSION', 'UserError', 'plain', 'comma
 # %% ../nbs/00_synth.ipynb #e14fd2ff
 import argparse, errno, functools, hashlib, itertools, json, multiprocessing, os, re, signal, sys, threading, time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import ParamSpec
 from tqdm import tqdm
 
 from .caption import OFTEN, neighbour, sample_identity, visible
@@ -42,9 +44,11 @@ def _lost(): # can what is printed not be written any more? Then it goes nowhere
     try: os.write(sys.stdout.fileno(), b"\n")
     except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return True
 
+_Args = ParamSpec("_Args") # of any command
+
 def command(
-    fn, # the body of a console command
-): # the same, with errors for people
+    fn: Callable[_Args, None], # the body of a console command
+) -> Callable[_Args, None]: # the same, with errors for people
     "Turn a `UserError` into one line on stderr and exit status 2, and Ctrl-C into status 130; catch nothing else."
     @functools.wraps(fn)
     def run(*args, **kwargs):
@@ -217,9 +221,9 @@ def _save(folder, records, jobs, header): # the two JSON files
     (folder / "attributes.json").write_text(dump({"header": header, "identities": identities, "images": images}), encoding="utf-8")
 
 # %% ../nbs/00_synth.ipynb #2bd9b41e
-def usable_cores(): return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1 # by this process
+def usable_cores() -> int: return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1 # by this process
 
-def ignore_interrupts(): # in a process that helps: Ctrl-C is for its parent, and without a parent it ends
+def ignore_interrupts() -> None: # in a process that helps: Ctrl-C is for its parent, and without a parent it ends
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if parent := multiprocessing.parent_process(): threading.Thread(target=lambda p: (p.join(), os._exit(1)), args=(parent,), daemon=True).start() # or it would wait for work for ever
 
@@ -255,7 +259,7 @@ def _begin(part, header, cameras, progress): # the hidden folder, and what to sa
         else: print(f"note: {f} holds {n} images of a drawing that was interrupted ({what}); ask for that again to go on with it, or remove it.")
 
 def write_synth(
-    out, # folder that will hold the data set's folder
+    out: str | Path, # folder that will hold the data set's folder
     size: str | Size = "demo", # one of SIZES, or a Size
     layout: str = "CUHK-PEDES", # one of LAYOUTS
     seed: int = 0, # the same seed gives the same bytes
