@@ -10,7 +10,6 @@ __all__ = ['FREE', 'optimizer_tensors', 'optimizer_state', 'random_state', 'set_
 import json
 import os
 import random
-import re
 import shlex
 import signal
 import threading
@@ -26,7 +25,7 @@ from safetensors import safe_open
 from typing_extensions import Self
 from .synth import UserError
 from .share import read_checkpoint, sync_folder
-from .gather import rank
+from .gather import lost, rank
 from .shard import whole
 from .config import Config
 from .evaluate import no_memory, reader_lost
@@ -201,14 +200,12 @@ def losing(
     "What dies beside us becomes a sentence, or a stop where whoever ended it ends this process as well; and a full memory has one name."
     try: yield
     except (RuntimeError, MemoryError) as e:
-        helper, other = reader_lost(e), isinstance(e, torch.distributed.DistError) or "gloo" in str(e)
+        helper, other = reader_lost(e), lost(e)
         if helper or other: time.sleep(1) # a signal to all processes may reach the others first
         if signals.asked: raise Stopped(signals.asked) from e # whatever broke, it broke because everything is being stopped
         if helper: raise CutShort(f"a process that loads images ended ({str(e).split('.')[0]}), most often for lack of memory; go on with a smaller --num_workers.") from e
         if no_memory(e): raise torch.OutOfMemoryError(str(e)) from e
-        text = " ".join(str(e).split())[:200]
-        if other and re.search("time ?(d )?out", text, re.I): raise CutShort(f"another process of this training has not answered in time ({text}): it hangs, or is far behind; see what it is doing, and end it before you go on.") from e
-        if other: raise CutShort(f"another process of this training has ended or cannot be reached ({text}); why, it says itself, or the system's log does.") from e
+        if other: raise CutShort(other) from e
         raise
 
 # %% ../nbs/12b_checkpoint.ipynb #c4de47e7

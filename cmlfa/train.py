@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['Validate', 'Checkpoint', 'tokenise', 'run_folder', 'Alone', 'model_of', 'go_on', 'make_trainer', 'too_large', 'roomy',
-           'train', 'one_voice', 'main']
+           'train', 'main']
 
 # %% ../nbs/12f_train.ipynb #35f53fbc
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from typing_extensions import Self
 from .synth import UserError, command
 from .tokenizer import Tokenizer
 from .data import Split
-from .gather import rank_mean, ranks
+from .gather import beside, one_voice, rank_mean, ranks
 from .batches import Augment, Pairs, train_loader
 from .pack import Packed, open_splits, packed_ids
 from .model import CMLFA, build_model
@@ -235,20 +234,10 @@ def train(
         return report
 
 # %% ../nbs/12f_train.ipynb #16dd50f2
-@contextmanager
-def one_voice() -> Iterator[None]:
-    "Of several processes the first one speaks; another only if the first has nothing to say."
-    try: yield
-    except (UserError, KeyboardInterrupt) as e:
-        if not (number := int(os.environ.get("RANK", 0))): raise
-        if isinstance(e, KeyboardInterrupt): sys.exit(130)
-        time.sleep(30) # when the first process ends by the same error, its launcher ends this one meanwhile
-        raise UserError(f"process {number}: {e}") from e
-
 @command
 def main(argv: list[str] | None = None) -> None:
     "cmlfa_train: train a model."
-    with one_voice():
+    with one_voice(), beside("training"):
         cfg = parse_args(argv)
         try:
             train(cfg)
