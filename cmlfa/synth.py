@@ -73,8 +73,8 @@ def _read(kind, name): # how an argument becomes a number
     def read(text):
         try: n = kind(text)
         except ValueError: n = float("nan")
-        if not abs(n) < 2**63: raise argparse.ArgumentTypeError(f"{text!r} is no {name}")
-        return n
+        if abs(n) < 2**63: return n
+        raise argparse.ArgumentTypeError(f"{text!r} is {'too large' if abs(n) > 1 else f'no {name}'}")
     return read
 
 def _given(text): # an argument that is there
