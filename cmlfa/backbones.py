@@ -255,7 +255,7 @@ def pretrained(
 
 # %% ../nbs/04d_backbones.ipynb #15007a45
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     "The command `python -m cmlfa.clip`."
     p = Parser(prog="python -m cmlfa.clip", description="Which backbones there are, and which weights.")
     p.add_argument("--list", action="store_true", help="every architecture, with its size and its FLOPs at 384 x 128")

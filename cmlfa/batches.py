@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'FLIPS', 'PIECE', 'SAMPLERS', 'Files', 'normalise', 'send', 'random_flip', 'random_crop',
-           'random_erase_', 'side_by_side', 'Augment', 'Pairs', 'RandomBatches', 'IdentityBatches', 'train_loader',
-           'gallery_loader']
+           'random_erase_', 'side_by_side', 'Augment', 'Pairs', 'RandomBatches', 'IdentityBatches', 'PairLoader',
+           'train_loader', 'gallery_loader']
 
 # %% ../nbs/02b_batches.ipynb #469d0ea4
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 import numpy as np
@@ -24,9 +25,9 @@ class Files(Dataset):
         paths: list[str], # image files
         size: tuple[int, int], # height, width in pixels
     ): self.paths, self.size = paths, (size[0], size[1])
-    def __len__(self): return len(self.paths)
-    def __getitem__(self, i): return load_image(self.paths[i], self.size) # uint8, 3 x h x w
-    def __getitems__(self, indices): # uint8, B x 3 x h x w
+    def __len__(self) -> int: return len(self.paths)
+    def __getitem__(self, i: int) -> torch.Tensor: return load_image(self.paths[i], self.size) # uint8, 3 x h x w
+    def __getitems__(self, indices: Sequence[int]) -> torch.Tensor: # uint8, B x 3 x h x w
         "A batch in one piece of memory."
         out = np.empty((len(indices), 3, *self.size), np.uint8)
         for row, i in zip(out, indices): row[:] = self[i]
@@ -112,9 +113,9 @@ def random_erase_(
 PIECE = 8 # images that stay in a CPU's cache together
 
 def side_by_side(
-    fn, # of one piece
-    pieces, # what it is called with
-):
+    fn: Callable, # of one piece
+    pieces: Iterable, # what it is called with
+) -> list: # what each gave, in order
     "Call `fn` for each piece, on as many threads as PyTorch may use, each of them alone with its piece."
     threads = torch.get_num_threads()
     if threads == 1: return [fn(p) for p in pieces]
@@ -155,8 +156,8 @@ class Pairs(Dataset):
         ids: torch.Tensor, # its captions' token ids, n x L
         images: Dataset, # an image source over the split's images, such as `Files`
     ): self.split, self.ids, self.images, self.labels = split, ids, images, split.labels
-    def __len__(self): return len(self.ids)
-    def __getitems__(self, indices): # a dictionary of tensors, one row a pair
+    def __len__(self) -> int: return len(self.ids)
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]: # one row a pair
         "A batch of pairs."
         i = torch.as_tensor(indices)
         images = self.images.__getitems__(self.split.owner[i].tolist()) # type: ignore[attr-defined] # torch asks for it, but does not promise it
@@ -174,8 +175,8 @@ class RandomBatches:
     ):
         if not 1 <= batch_size * ranks <= n: raise UserError(f"batch_size: {batch_size}{f' on each of {ranks} processes' * (ranks > 1)} does not fit {n} training pairs; give 1 to {n // ranks}.")
         self.n, self.batch_size, self.seed, self.rank, self.ranks, self.epoch, self.start = n, batch_size, seed, rank, ranks, 0, 0
-    def __len__(self): return self.n // (self.batch_size * self.ranks)
-    def __iter__(self): # from batch `start` of epoch `epoch`
+    def __len__(self) -> int: return self.n // (self.batch_size * self.ranks)
+    def __iter__(self) -> Iterator[list[int]]: # from batch `start` of epoch `epoch`
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)[:len(self) * self.ranks * self.batch_size]
         yield from order.reshape(-1, self.ranks, self.batch_size)[self.start:, self.rank].tolist()
 
@@ -198,8 +199,8 @@ class IdentityBatches:
             raise UserError(f"batch_size: {ranks * batch_size} needs {self.people} identities of {num_instance} pairs, and there are {len(self.members)}; make it smaller.")
         self.num_instance, self.n, self.seed, self.epoch, self.start = num_instance, len(labels), seed, 0, 0
         self.mine = slice(rank * batch_size, (rank + 1) * batch_size)
-    def __len__(self): return (max(self.n // self.num_instance, len(self.members)) + self.people - 1) // self.people # visits over people a batch, rounded up
-    def __iter__(self): # from batch `start` of epoch `epoch`
+    def __len__(self) -> int: return (max(self.n // self.num_instance, len(self.members)) + self.people - 1) // self.people # visits over people a batch, rounded up
+    def __iter__(self) -> Iterator[list[int]]: # from batch `start` of epoch `epoch`
         rng, k, queue = np.random.default_rng((self.seed, self.epoch)), self.num_instance, []
         for step in range(len(self)):
             if len(queue) < self.people: # the last ones of a round, then the next round, which begins with others
@@ -216,6 +217,11 @@ SAMPLERS = ("random", "identity")
 
 def _as_is(batch): return batch # a batch comes whole, there is nothing to collate
 
+class PairLoader(DataLoader):
+    "Raw batches of pairs; `epoch` and `start` of its `batch_sampler` say where the next pass begins."
+    dataset: Pairs
+    batch_sampler: RandomBatches | IdentityBatches
+
 def train_loader(
     pairs: Pairs, # what to train on
     batch_size: int = 64, # pairs a batch
@@ -225,11 +231,11 @@ def train_loader(
     seed: int = 0, # fixes the order
     rank: int = 0, # number of this process
     ranks: int = 1, # processes that train together
-) -> DataLoader: # of raw batches; set `.batch_sampler.epoch` (and `.start`) before each epoch
+) -> PairLoader: # set `.batch_sampler.epoch` (and `.start`) before each epoch
     "Batches for training."
     if sampler not in SAMPLERS: raise UserError(f"sampler: {sampler!r} is unknown; choose {' or '.join(SAMPLERS)}.")
     batches = RandomBatches(len(pairs), batch_size, seed, rank, ranks) if sampler == "random" else IdentityBatches(pairs.labels, batch_size, num_instance, seed, rank, ranks)
-    return DataLoader(pairs, batch_sampler=batches, num_workers=num_workers, collate_fn=_as_is, pin_memory=torch.cuda.is_available(),
+    return PairLoader(pairs, batch_sampler=batches, num_workers=num_workers, collate_fn=_as_is, pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0) # started once, not once an epoch
 
 def gallery_loader(

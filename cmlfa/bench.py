@@ -71,7 +71,7 @@ def save(
 
 # %% ../nbs/17_bench.ipynb #60184ba8
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     "The command `python -m cmlfa.bench`."
     p = Parser(prog="python -m cmlfa.bench", description="Measure speed, memory and scale.", add_help=False)
     p.add_argument("name", nargs="?", help="which benchmark; none: say what there is")

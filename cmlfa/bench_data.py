@@ -8,6 +8,7 @@ __all__ = ['SIZE', 'BATCH', 'WORKERS', 'draw', 'Plain', 'plain', 'ours', 'memory
 # %% ../nbs/17b_data.ipynb #2c2dd005
 """images a second from the disk to a batch, against the plain way"""
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -43,14 +44,14 @@ def draw(
 # %% ../nbs/17b_data.ipynb #00eb7e9c
 class Plain(Dataset):
     "One item at a time, as the published code does it."
-    def __init__(self, split):
+    def __init__(self, split: Split):
         from open_clip.tokenizer import SimpleTokenizer # with what comes with it, only when measuring
         self.split, self.tokenizer = split, SimpleTokenizer()
         self.transform = transforms.Compose([
             transforms.Resize(SIZE), transforms.RandomHorizontalFlip(), transforms.Pad(10), transforms.RandomCrop(SIZE),
             transforms.ToTensor(), transforms.Normalize(MEAN, STD), transforms.RandomErasing(scale=(.02, .4), value=MEAN)])
-    def __len__(self): return len(self.split.captions)
-    def __getitem__(self, i):
+    def __len__(self) -> int: return len(self.split.captions)
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         image = Image.open(self.split.paths[self.split.owner[i]]).convert("RGB")
         return dict(images=self.transform(image), ids=self.tokenizer(self.split.captions[i])[0])
 
@@ -72,7 +73,7 @@ def ours(
 
 # %% ../nbs/17b_data.ipynb #68fa9eba
 def memory(
-    epoch, # a function that runs one
+    epoch: Callable[[], object], # a function that runs one
     epochs: int, # how many
 ) -> list[float]: # MB of this process after each
     "The memory that stays after each epoch."

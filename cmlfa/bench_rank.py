@@ -8,8 +8,10 @@ __all__ = ['PEOPLE', 'DIM', 'draw', 'scene', 'plain', 'peak_mb', 'timed', 'child
 # %% ../nbs/17d_rank.ipynb #bbbefe43
 """measures of a ranking without sorting, against the plain argsort"""
 import json, subprocess, sys, time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 import psutil
 import torch
 import torch.nn.functional as F
@@ -62,7 +64,7 @@ def peak_mb() -> float: # megabytes
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
-def timed(fn): # seconds, result
+def timed(fn: Callable[[], Any]) -> tuple[float, Any]: # seconds, result
     start = time.perf_counter()
     out = fn()
     return time.perf_counter() - start, out

@@ -8,6 +8,7 @@ __all__ = ['MIDDLE', 'job_of', 'in_turn', 'two_passes', 'passes', 'batches', 'ch
 
 # %% ../nbs/17h_scale.ipynb #32694b52
 import json, os, socket, subprocess, sys, time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from statistics import median
@@ -43,7 +44,7 @@ def in_turn(
 # %% ../nbs/17h_scale.ipynb #08eb4140
 def two_passes(
     job: Job, # what
-): # a step
+) -> Callable[[], dict[str, torch.Tensor]]: # a step
     "Our step, but with one pass for captions and one for masked captions."
     trainer, raw = our_trainer(job), draw(job)
     tower = trainer.accelerator.unwrap_model(trainer.model).text_encoder

@@ -9,6 +9,8 @@ __all__ = ['DIM', 'lift', 'embedded', 'enlarge', 'read_once', 'int8', 'latencies
 # %% ../nbs/17e_search.ipynb #e27c4482
 """exact and approximate search among a million vectors: speed, memory, recall"""
 import json, os, re, shutil, tempfile, time
+from argparse import ArgumentParser
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 import faiss
@@ -92,7 +94,7 @@ def int8(
 
 # %% ../nbs/17e_search.ipynb #c95d7450
 def latencies(
-    answer, # a function of one query, 1 x D
+    answer: Callable[[np.ndarray], object], # a function of one query, 1 x D
     queries: np.ndarray, # Q x D
 ) -> list[float]: # seconds of each
     "How long each question takes, alone."
@@ -114,7 +116,7 @@ def build(
     return lambda q: approximate(index, vectors, q, 10, tried[-1][0]), faiss.serialize_index(index).nbytes, tried
 
 def asked(
-    answer, # a function of queries, as `exact`
+    answer: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], # a function of queries, as `exact`
     queries: np.ndarray, # float32, Q x D
     right: np.ndarray, # rows of the true ten best, Q x 10
 ) -> dict: # p50 and p99 in milliseconds, recall@10
@@ -139,7 +141,7 @@ def in_turn(
     vectors: np.ndarray, # float16, N x D
     queries: np.ndarray, # float32, Q x D; half of them have tuned
     trials: list[dict], # from `trial`, one of them of ivfpq
-    near, # the function by which ivfpq answers
+    near: Callable[[np.ndarray], object], # the function by which ivfpq answers
     rounds: int, # of one query each way
 ) -> dict: # the figures
     "The reader, exact search and the lists, round by round."
@@ -179,7 +181,7 @@ def resident() -> int: # megabytes
 
 def prepare(
     folder: Path, # for the files
-    make, # a function of a file that writes all vectors there
+    make: Callable[[Path], object], # a function of a file that writes all vectors there
     n: int, # vectors
     queries: np.ndarray, # float32, Q x D; half of them tune
 ) -> tuple[np.ndarray, faiss.Index, dict]: # vectors, mapped; lists; what making them took
@@ -202,7 +204,7 @@ def prepare(
 
 def large(
     folder: Path, # for the files
-    make, # a function of a file that writes all vectors there
+    make: Callable[[Path], object], # a function of a file that writes all vectors there
     n: int, # vectors
     queries: np.ndarray, # float32, Q x D; half of them tune
     rounds: int = 9, # of one query each way
@@ -228,8 +230,8 @@ def number_of_vectors(
     return n
 
 def flags(
-    parser, # of `python -m cmlfa.bench`
-):
+    parser: ArgumentParser, # of `python -m cmlfa.bench`
+) -> None:
     "The flags of this benchmark alone."
     parser.add_argument("--vectors", metavar="N", help="how many, as in 150k, 1m, 10m (1m; 150k with --quick)")
     parser.add_argument("--folder", metavar="DIR", help="for many: keep vectors and lists in files there, 1.2 kB a vector, and find them there the next time")

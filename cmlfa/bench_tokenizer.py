@@ -7,6 +7,7 @@ __all__ = ['MAKERS', 'captions', 'harder', 'ours', 'open_clip', 'rust', 'one_cor
 
 # %% ../nbs/17c_tokenizer.ipynb #80c3149a
 import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from random import Random
@@ -40,18 +41,18 @@ def harder(
     return [misspell(c, .1, rng) for c in captions]
 
 # %% ../nbs/17c_tokenizer.ipynb #931bffaf
-def ours():
+def ours() -> Callable[[list[str]], torch.Tensor]:
     "This project's."
     tokenizer = Tokenizer()
     return lambda texts: tokenizer(texts, truncate=True)
 
-def open_clip():
+def open_clip() -> Callable[[list[str]], torch.Tensor]:
     "open_clip's."
     from open_clip.tokenizer import SimpleTokenizer # with what comes with it, only when measuring
     return SimpleTokenizer()
 
 # %% ../nbs/17c_tokenizer.ipynb #ff5ad7c0
-def rust():
+def rust() -> Callable[[list[str]], torch.Tensor]:
     "Hugging Face's tokenizers."
     try: import tokenizers as hf
     except ImportError as e: raise UserError("The comparison needs tokenizers, which cmlfa does not install by itself: pip install tokenizers") from e
@@ -69,7 +70,7 @@ def rust():
 
 # %% ../nbs/17c_tokenizer.ipynb #e3db5020
 @contextmanager
-def one_core():
+def one_core() -> Iterator[None]:
     "Everything inside runs on a single core."
     before, threads = {k: os.environ.get(k) for k in ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS")}, torch.get_num_threads()
     os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")

@@ -11,6 +11,7 @@ __all__ = ['KINDS', 'NAMED', 'SMALL', 'published_step', 'our_trainer', 'our_step
 import multiprocessing as mp
 import os
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,8 +19,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 import torch
 from torch.autograd import DeviceType
+from torch.autograd.profiler_util import EventList
 from torch.profiler import ProfilerActivity, profile
 from .synth import UserError
 from .data import Split
@@ -38,7 +41,7 @@ from .published import LOSSES, WEIGHTS, Job, Published, draw, flops, halve, mode
 def published_step(
     job: Job, # what
     half: bool = False, # pure fp16
-): # a function that takes a step and returns the losses
+) -> Callable[[], dict[str, float]]: # a function that takes a step and returns the losses
     "The published way."
     model, batch = Published(model_of(job)), uncut(prepared(job))
     model = (halve(model) if half else model).to(job.device).train()
@@ -56,21 +59,21 @@ def published_step(
 def our_trainer(
     job: Job, # what
     precision: str = "no", # no, bf16 or fp16
-    **settings, # any other of `Config`
+    **settings: Any, # any other of `Config`
 ) -> Trainer: # as `cmlfa_train` makes it, without data, callbacks and a folder
     "The real trainer."
     cfg = Config(loss_names=LOSSES, itc_loss_weight=WEIGHTS["itc"], id_loss_weight=WEIGHTS["id"], mlm_loss_weight=WEIGHTS["mlm"],
                  mixed_precision=precision, cpu=job.device == "cpu", **settings)
     model = model_of(job)
-    trainer = Trainer(model, [None], Augment(model.tokenizer, enabled=False), cfg, Split([]), Path("."))
+    trainer = Trainer(model, [None], Augment(model.tokenizer, enabled=False), cfg, Split([]), Path(".")) # type: ignore[arg-type] # of the loader only the length is asked for
     trainer.model.train()
     return trainer
 
 def our_step(
     job: Job, # what
     precision: str = "no", # no, bf16 or fp16
-    **settings, # any other of `Config`
-): # a function that takes a step and returns the losses, still on the device
+    **settings: Any, # any other of `Config`
+) -> Callable[[], dict[str, torch.Tensor]]: # a function that takes a step and returns the losses, still on the device
     "Our way."
     trainer, raw = our_trainer(job, precision, **settings), draw(job)
     if job.device == "cuda": raw["images"] = raw["images"].pin_memory() # as a loader does
@@ -83,7 +86,7 @@ def our_step(
 def open_clip_step(
     job: Job, # what
     bf16: bool = False, # mixed precision
-): # a function that takes a step and returns its loss, still on the device
+) -> Callable[[], dict[str, torch.Tensor]]: # a function that takes a step and returns its loss, still on the device
     "A plain contrastive step, by open_clip."
     import open_clip # with what comes with it, only when measuring
     a, raw = job.arch, draw(job)
@@ -117,7 +120,7 @@ def peak(
         best = min(best, time.perf_counter() - start)
     return 2 * n ** 3 / best
 
-def sync(device): # wait until it has done what it was given
+def sync(device: str) -> None: # wait until it has done what it was given
     if device == "cuda": torch.cuda.synchronize()
 
 def slower_in_bf16(
@@ -143,7 +146,7 @@ KINDS = dict(products=("mm", "addmm", "bmm", "baddbmm", "convolution", "convolut
     attention=("scaled_dot_product", "softmax"), norms=("layer_norm",), bends=("gelu", "silu", "sigmoid"), optimiser=("Optimizer.step",))
 
 def kinds(
-    events, # `key_averages` of a profile
+    events: EventList, # `key_averages` of a profile
     gpu: bool, # time of the GPU, not of the processor
 ) -> dict[str, float]: # seconds by kind of operation
     "Where a step's time goes."
@@ -160,7 +163,7 @@ def kinds(
 # %% ../nbs/17g_train.ipynb #c9b6d011
 def child(
     job: Job, # what
-    make, # what makes the step, from `ways` or like them
+    make: Callable[[Job], Callable[[], dict]], # what makes the step, from `ways` or like them
 ) -> dict: # megabytes of the process before, and at the peak; seconds of the second step; seconds by kind of operation; losses
     "Two steps, in this process."
     gpu = job.device == "cuda"
@@ -177,7 +180,7 @@ def child(
 
 def start(
     job: Job, # what
-    make, # what makes the step
+    make: Callable[[Job], Callable[[], dict]], # what makes the step
 ) -> dict: # from `child`
     "The same in a fresh process."
     os.environ.setdefault("KINETO_LOG_LEVEL", "99") # the profiler reports every start and stop
@@ -218,7 +221,7 @@ def named_peak(
     return next((flops for key, flops in NAMED.items() if all(word in name for word in key.split())), None)
 
 # %% ../nbs/17g_train.ipynb #d85a936f
-def spread(theirs, ours): # smallest and largest ratio of a round
+def spread(theirs: list[float], ours: list[float]) -> list[float]: # smallest and largest ratio of a round
     return [round(f(a / b for a, b in zip(theirs, ours)), 2) for f in (min, max)]
 
 def figures_of(
@@ -267,8 +270,8 @@ def table_of(
 SMALL = Arch(width=384, layers=6, heads=6, dim=128, text_width=192, text_layers=6, text_heads=3) # for --quick; images of the real size
 
 def flags(
-    parser, # of `python -m cmlfa.bench`
-):
+    parser: ArgumentParser, # of `python -m cmlfa.bench`
+) -> None:
     "The flags of this benchmark alone."
     parser.add_argument("--backbone", help="a vision transformer of python -m cmlfa.clip --list (ViT-B/16; a small one with --quick)")
     parser.add_argument("--img_size", nargs=2, type=int, help="height and width in pixels (384 128)")
@@ -293,7 +296,7 @@ def job_of(
 # %% ../nbs/17g_train.ipynb #d977039d
 def measure(
     quick: bool = False, # smaller
-    **asked, # backbone, img_size, batch
+    **asked: Any, # backbone, img_size, batch
 ) -> tuple[str, dict]: # table, figures
     "The benchmark `train`."
     job = job_of(quick, **asked)

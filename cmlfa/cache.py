@@ -6,7 +6,8 @@
 __all__ = ['pieces', 'dice', 'with_dice', 'first_pass', 'learned', 'wishes', 'no_sync', 'hidden_words', 'cached_backward']
 
 # %% ../nbs/09d_cache.ipynb #bad74799
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import accumulate
 import torch
 from torch import nn
@@ -39,7 +40,7 @@ def dice(
 def with_dice(
     states: list[torch.Tensor], # from `dice`
     device: torch.device, # where dropout happens
-):
+) -> Iterator[None]:
     "Randomness as it was then; afterwards as it was before."
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.set_rng_state(states[0])
@@ -83,12 +84,12 @@ def wishes(
 # %% ../nbs/09d_cache.ipynb #0512d63e
 def no_sync(
     model: nn.Module, # as training calls it: wrapped for several processes, or not
-): # a context
+) -> AbstractContextManager: # a context
     "Gradients stay in this process for now, where every process has room for all of them."
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 def hidden_words(
-    chosen, # True where a word is hidden, B x L; or captions and positions of the hidden words
+    chosen: torch.Tensor | tuple[torch.Tensor, torch.Tensor], # True where a word is hidden, B x L; or captions and positions of the hidden words
 ) -> torch.Tensor: # a float, on the same device
     "How many words are hidden in a batch, on the average process."
     n = chosen.sum() if isinstance(chosen, torch.Tensor) else torch.full((), len(chosen[0]), device=chosen[0].device)
@@ -100,8 +101,8 @@ def cached_backward(
     batch: dict, # a whole batch, as `CMLFA` takes it
     size: int, # pairs that are in memory at once
     weights: dict[str, float], # factor of each loss
-    backward=torch.Tensor.backward, # what runs a backward pass, such as accelerate's, which scales
-    autocast=nullcontext, # what the first pass runs in; the second has the model's own
+    backward: Callable[[torch.Tensor], object] = torch.Tensor.backward, # what runs a backward pass, such as accelerate's, which scales
+    autocast: Callable[[], AbstractContextManager] = nullcontext, # what the first pass runs in; the second has the model's own
 ) -> dict[str, torch.Tensor]: # losses of the whole batch by name, without gradients
     "Gradients of the whole batch in the memory of a piece."
     bare, cut, device = model.module if isinstance(model, DistributedDataParallel) else model, pieces(batch, size), batch["images"].device

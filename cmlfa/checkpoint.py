@@ -10,27 +10,29 @@ __all__ = ['FREE', 'optimizer_tensors', 'optimizer_state', 'random_state', 'set_
 import json
 import os
 import random
-import re
 import shlex
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from fastcore.basics import patch
 import numpy as np
 import torch
 from safetensors import safe_open
+from typing_extensions import Self
 from .synth import UserError
 from .share import read_checkpoint, sync_folder
-from .gather import rank
+from .gather import lost, rank
 from .shard import whole
 from .config import Config
 from .evaluate import no_memory, reader_lost
 
 # %% ../nbs/12b_checkpoint.ipynb #9eec148c
 def optimizer_tensors(
-    optimizer, # Adam, AdamW or SGD
+    optimizer: torch.optim.Optimizer, # Adam, AdamW or SGD
 ) -> dict[str, torch.Tensor]: # 'optimizer.<parameter number>.<name>'
     "The optimiser's memory as named tensors, for safetensors."
     state = {f"optimizer.{i}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items() if v is not None}
@@ -61,7 +63,7 @@ def random_state() -> tuple[dict[str, torch.Tensor], dict]: # PyTorch's states b
 def set_random_state(
     tensors: dict[str, torch.Tensor], # PyTorch's states, among others
     plain: dict, # Python's and NumPy's, as JSON keeps them
-):
+) -> None:
     "The way back; the state of a graphics card that is not there now is left out."
     torch.set_rng_state(tensors["random.cpu"])
     for i in range(torch.cuda.device_count()):
@@ -87,7 +89,7 @@ def check_same(
     before: dict, # settings in the checkpoint's header
     cfg: Config, # settings now
     file: str | Path, # for the message
-):
+) -> None:
     "Refuse to go on with a run under settings that would make it another run."
     now, usual = as_json(cfg), as_json(Config())
     if lost := next((k for k in before if k not in now and k not in FREE), ""): raise UserError(f"{file}: was trained with {lost} {before[lost]}, a setting that this version does not have; go on with the version that wrote it, or start a new run under another name.")
@@ -99,7 +101,7 @@ def check_same(
 def rotate(
     folder: Path, # a run's folder, with a whole next.safetensors
     keep: int = 2, # checkpoints that stay, the new one included
-):
+) -> None:
     "A new checkpoint takes the first place, the others move on, and the oldest goes."
     files = [folder / f"{name}.safetensors" for name in ("next", "last", *(f"last-{i}" for i in range(1, keep)))]
     for newer, older in reversed(list(zip(files, files[1:]))): # the oldest first, so that nothing is overwritten before its time
@@ -138,15 +140,15 @@ class Signals:
         together: bool = False, # several processes, which agree on a step to stop after: only remember what was asked
     ): self.together, self.asked, self.depth, self.old, self.since, self.late = together, None, 0, {}, 0., None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread(): return self # only the main thread hears signals
         self.old = {s: signal.signal(s, self.hear) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for s, handler in self.old.items(): signal.signal(s, handler)
 
-    def hear(self, number, frame):
+    def hear(self, number: int, frame: FrameType | None) -> None:
         "A signal has come."
         if self.asked: # a terminal and a launcher may both pass on one Ctrl-C
             if time.monotonic() - self.since > 2: raise KeyboardInterrupt
@@ -155,7 +157,7 @@ class Signals:
         if not self.depth and not self.together: raise Stopped(self.asked)
 
     @contextmanager
-    def whole(self):
+    def whole(self) -> Iterator[None]:
         "What runs in here is not torn apart."
         before, self.depth = self.asked, self.depth + 1
         try: yield
@@ -165,7 +167,7 @@ class Signals:
 
 # %% ../nbs/12b_checkpoint.ipynb #26447fc5
 @patch
-def watch_children(self: Signals):
+def watch_children(self: Signals) -> None:
     "Take over from PyTorch what happens when a process that loads images dies."
     number = getattr(signal, "SIGCHLD", None) # Windows has none
     if number is None or threading.current_thread() is not threading.main_thread(): return
@@ -173,7 +175,7 @@ def watch_children(self: Signals):
     if callable(theirs) and theirs != self.hear_child: self.old[number] = theirs; signal.signal(number, self.hear_child)
 
 @patch
-def hear_child(self: Signals, number, frame):
+def hear_child(self: Signals, number: int, frame: FrameType | None) -> None:
     "A process that this one has started is no more. Of several, only the loader may say so: between two steps, where all can agree."
     if self.together: return
     self.late = (number, frame) if self.depth else None
@@ -181,7 +183,7 @@ def hear_child(self: Signals, number, frame):
 
 # %% ../nbs/12b_checkpoint.ipynb #cb736b89
 @patch
-def over(self: Signals):
+def over(self: Signals) -> None:
     "All is saved: a launcher that now ends the rest must not cut off the last words."
     if not self.old: return # a thread, which hears no signals
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -194,18 +196,16 @@ class CutShort(UserError):
 @contextmanager
 def losing(
     signals: Signals, # of the run
-):
+) -> Iterator[None]:
     "What dies beside us becomes a sentence, or a stop where whoever ended it ends this process as well; and a full memory has one name."
     try: yield
     except (RuntimeError, MemoryError) as e:
-        helper, other = reader_lost(e), isinstance(e, torch.distributed.DistError) or "gloo" in str(e)
+        helper, other = reader_lost(e), lost(e)
         if helper or other: time.sleep(1) # a signal to all processes may reach the others first
         if signals.asked: raise Stopped(signals.asked) from e # whatever broke, it broke because everything is being stopped
         if helper: raise CutShort(f"a process that loads images ended ({str(e).split('.')[0]}), most often for lack of memory; go on with a smaller --num_workers.") from e
         if no_memory(e): raise torch.OutOfMemoryError(str(e)) from e
-        text = " ".join(str(e).split())[:200]
-        if other and re.search("time ?(d )?out", text, re.I): raise CutShort(f"another process of this training has not answered in time ({text}): it hangs, or is far behind; see what it is doing, and end it before you go on.") from e
-        if other: raise CutShort(f"another process of this training has ended or cannot be reached ({text}); why, it says itself, or the system's log does.") from e
+        if other: raise CutShort(other) from e
         raise
 
 # %% ../nbs/12b_checkpoint.ipynb #c4de47e7

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from typing import Any
 import timm
 import torch, torch.nn.functional as F
 from torch import nn
@@ -38,7 +39,7 @@ class Arch:
     quick_gelu: bool = True # OpenAI's x * sigmoid(1.702 x); False is the exact GELU
     hidden: int = 0 # channels inside an image block's small network; 0 is 4 x width
 
-    def __post_init__(self): # JSON knows no tuples
+    def __post_init__(self) -> None: # JSON knows no tuples
         for name in ("image_size", "layers"):
             if isinstance(v := getattr(self, name), list): object.__setattr__(self, name, tuple(v))
 
@@ -108,7 +109,7 @@ class Attention(nn.Module):
 # %% ../nbs/04_clip.ipynb #de494250
 class QuickGELU(nn.Module):
     "OpenAI's cheap stand-in for the GELU: x * sigmoid(1.702 x)."
-    def forward(self, x): return F.silu(1.702 * x) / 1.702 # the same, but one tensor fewer is kept for the gradient
+    def forward(self, x: torch.Tensor) -> torch.Tensor: return F.silu(1.702 * x) / 1.702 # the same, but one tensor fewer is kept for the gradient
 
 # %% ../nbs/04_clip.ipynb #851d9b3b
 def bend_gradient(
@@ -122,13 +123,13 @@ def bend_gradient(
 class BendLinear(torch.autograd.Function):
     "A bend and the linear layer behind it, for whose gradient only the input of the bend is kept."
     @staticmethod
-    def forward(ctx, x, weight, bias, bend):
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, bend: nn.Module) -> torch.Tensor:
         ctx.bend = bend
         ctx.save_for_backward(x, weight)
         return F.linear(bend(x), weight, bias)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
         x, weight = ctx.saved_tensors
         rows, y = grad.flatten(0, -2), ctx.bend(x).flatten(0, -2) # one row a token
         return bend_gradient(ctx.bend, x, grad @ weight.to(grad.dtype)), (rows.T @ y).to(weight.dtype), rows.sum(0).to(weight.dtype), None
@@ -146,7 +147,7 @@ def bend_linear(
 class Mlp(timm.layers.Mlp):
     "timm's small network of a block, with the same parameters."
     fc2: nn.Linear # timm could also make it a convolution
-    def forward(self, x): return bend_linear(self.fc1(x), self.act, self.fc2)
+    def forward(self, x: torch.Tensor) -> torch.Tensor: return bend_linear(self.fc1(x), self.act, self.fc2)
 
 class SmallNet(nn.Module):
     "The small network of a block, with OpenAI's parameter names."
@@ -158,7 +159,7 @@ class SmallNet(nn.Module):
         self.c_fc, self.gelu, self.c_proj = nn.Linear(dim, 4 * dim), act(), nn.Linear(4 * dim, dim)
         nn.init.normal_(self.c_fc.weight, std=(2 * dim) ** -0.5)
 
-    def forward(self, x): return bend_linear(self.c_fc(x), self.gelu, self.c_proj)
+    def forward(self, x: torch.Tensor) -> torch.Tensor: return bend_linear(self.c_fc(x), self.gelu, self.c_proj)
 
 # %% ../nbs/04_clip.ipynb #946d301b
 class Block(nn.Module):
@@ -242,13 +243,13 @@ def trim(
 # %% ../nbs/04_clip.ipynb #4f360291
 class PatchEmbed(nn.Module):
     "Cut the image into patches, overlapping where the stride is smaller than the patch, and project each."
-    def __init__(self, img_size, patch_size, in_chans, embed_dim, stride, bias=True, **_): # all but the stride is given by timm
+    def __init__(self, img_size: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, stride: int, bias: bool = True, **_: object): # all but the stride is given by timm
         super().__init__()
         self.grid_size = tuple((s - patch_size) // stride + 1 for s in img_size)
         self.num_patches, self.patch_size = self.grid_size[0] * self.grid_size[1], (patch_size, patch_size)
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride, bias=bias)
 
-    def forward(self, x): return self.proj(x).flatten(2).transpose(1, 2) # B x width x h x w -> B x N x width
+    def forward(self, x: torch.Tensor) -> torch.Tensor: return self.proj(x).flatten(2).transpose(1, 2) # B x width x h x w -> B x N x width
 
 # %% ../nbs/04_clip.ipynb #b9fc8926
 class ImageEncoder(nn.Module):

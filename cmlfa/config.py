@@ -42,7 +42,7 @@ MOST_PATCHES = 100_000 # of an image; published settings have 192
 
 def check_large(
     cfg: Config, # settings
-):
+) -> None:
     "Refuse what would take the memory of all machines."
     for name, most in LARGEST.items():
         if getattr(cfg, name) > most: raise UserError(f"{name}: {getattr(cfg, name)} is more than the {most:,} that are allowed; make it smaller.")
@@ -52,7 +52,7 @@ def check_large(
 # %% ../nbs/10_config.ipynb #1253a3b6
 def check_schedule(
     cfg: Config, # settings
-):
+) -> None:
     "Refuse optimisers that forget nothing and schedules that rise."
     for name in ("alpha", "beta"):
         if getattr(cfg, name) >= 1: raise UserError(f"{name}: {getattr(cfg, name)} must be below 1.")
@@ -75,7 +75,7 @@ def validate(
     for f in fields(cfg):
         value = getattr(cfg, f.name)
         if f.type in (int, float) and f.name not in POSITIVE and not 0 <= value < float("inf"): raise UserError(f"{f.name}: {value} must be 0 or more.")
-        if f.type is str and f.default and not value.strip(): raise UserError(f"{f.name}: is empty; give a value, or leave it out.")
+        if f.type is str and f.default and not value.strip(): raise UserError(f"{f.name}: is empty; give a value.")
     if len(cfg.img_size) != 2 or min(cfg.img_size) < 1: raise UserError(f"img_size: {cfg.img_size} must be a height and a width in pixels, such as 384 128.")
     check_large(cfg)
     if cfg.masked_token_rate + cfg.masked_token_unchanged_rate > 1: raise UserError("masked_token_rate: together with masked_token_unchanged_rate it is more than 1; make them smaller.")
@@ -121,7 +121,7 @@ USED_WITH = (
 def check_used(
     cfg: Config, # settings
     given: set[str], # names that the user wrote
-):
+) -> None:
     "A flag that has no effect with the others given is an error, not a surprise."
     for name in sorted(given & set(USED_WITH)):
         why, used = USED_WITH[name]
@@ -188,7 +188,7 @@ def load_config(
 def save_config(
     cfg: Config, # settings
     file: str | Path, # YAML file to write
-):
+) -> None:
     "Write every setting as plain YAML; the file is whole or not there."
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(cfg).items()}
     part = Path(file).with_suffix(".yaml.part")
@@ -209,7 +209,7 @@ def make_parser(
         kind, help_ = kinds[f.name], f"{comments.get(f.name, '')} [{f.default}]".replace("%", "%%")
         if kind is bool: parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=help_)
         elif get_origin(kind) is tuple: parser.add_argument(f"--{f.name}", nargs="+", metavar="N", help=help_)
-        else: parser.add_argument(f"--{f.name}", type=kind if kind is not str or not f.default else None, metavar=kind.__name__.upper(), help=help_)
+        else: parser.add_argument(f"--{f.name}", metavar=kind.__name__.upper(), help=help_, **({} if kind is str and f.default else dict(type=kind))) # without a type: what may not be empty
     return parser
 
 # %% ../nbs/10_config.ipynb #6ddcdbd3

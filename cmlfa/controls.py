@@ -6,13 +6,16 @@
 __all__ = ['ROLES', 'button', 'labelled', 'row', 'opener', 'Grid', 'outline']
 
 # %% ../nbs/14g_controls.ipynb #7a9e0005
+from collections.abc import Callable
+from typing import Any
 import ipywidgets as w
+from .session import Answer
 from .show import card, safe
 
 # %% ../nbs/14g_controls.ipynb #41ffe7cb
 def button(
     text: str, # what it says
-    click, # is called without arguments
+    click: Callable[[], object], # is called without arguments
     classes: str = "", # for the style sheet
 ) -> w.Button: # a real one
     "A button."
@@ -24,7 +27,7 @@ def button(
 # %% ../nbs/14g_controls.ipynb #7a9e0008
 def labelled(
     control: w.DOMWidget, # a field or a menu, with a description
-    changed=None, # is called with the new value
+    changed: Callable[[Any], object] | None = None, # is called with the new value
     classes: str = "", # for the style sheet
 ) -> w.DOMWidget: # the control
     "A control below its name."
@@ -35,8 +38,8 @@ def labelled(
 
 # %% ../nbs/14g_controls.ipynb #7a9e000b
 def row(
-    *controls, # beside each other, and below where there is no room
-    kind=w.HBox, # or w.VBox
+    *controls: w.Widget, # beside each other, and below where there is no room
+    kind: type[w.Box] = w.HBox, # or w.VBox
     classes: str = "row", # for the style sheet
 ) -> w.Box: # of them
     "Controls that belong together."
@@ -60,7 +63,7 @@ def opener(
 class Grid:
     "Results as cards."
     def __init__(self,
-        click, # is called with the rank of a card
+        click: Callable[[int], object], # is called with the rank of a card
     ):
         self.click, self.cells = click, []
         self.head, self.box = w.HTML(), row(classes="grid", kind=w.Box)
@@ -68,7 +71,7 @@ class Grid:
     def _cell(self, rank):
         picture, over = w.HTML(), button("", lambda: self.click(rank), "over")
         return row(picture, over, kind=w.Box, classes="hit")
-    def show(self, answer, title="", chosen=None): # an `Answer` or None; a heading; rank of the chosen card
+    def show(self, answer: Answer | None, title: str = "", chosen: int | None = None) -> None: # what is shown; a heading; rank of the chosen card
         "Fill the cards."
         hits = answer.hits if answer else []
         self.head.value = f"<h2>{safe(title)}</h2>" if title else ""

@@ -34,7 +34,7 @@ def locate(
 
 # %% ../nbs/02_data.ipynb #d3164f27
 def entry_fault(
-    entry, # one object of the annotation file, whatever it is
+    entry: object, # one object of the annotation file, whatever it is
     key: str, # field that holds the image's path
 ) -> str | None: # what is wrong, as the rest of a sentence
     "Say what is wrong with one entry of an annotation file."
@@ -100,12 +100,12 @@ class Split:
         self.captions = [c for p in photos for c in p.captions]
         self.owner = torch.tensor([i for i, p in enumerate(photos) for _ in p.captions]) # image of each caption
     @property
-    def caption_identities(self): return self.identities[self.owner] # as numbered by the data set
+    def caption_identities(self) -> torch.Tensor: return self.identities[self.owner] # as numbered by the data set
     @property
-    def labels(self):
+    def labels(self) -> torch.Tensor:
         "Identity of each caption as a class number from 0, whatever the data set's numbering."
         return self.identities.unique(return_inverse=True)[1][self.owner]
-    def __repr__(self): return f"{len(self.identities.unique()):,} identities, {len(self.paths):,} images, {len(self.captions):,} captions"
+    def __repr__(self) -> str: return f"{len(self.identities.unique()):,} identities, {len(self.paths):,} images, {len(self.captions):,} captions"
 
 # %% ../nbs/02_data.ipynb #3e0a6995
 def hold_out(
@@ -158,7 +158,7 @@ def _promised(header): # bytes of image data, from a PNG's first chunk
 def check_rows(
     im: Image.Image, # decoded
     source: str | Path | bytes, # the file it came from, or what is in it
-):
+) -> None:
     "Refuse a PNG whose image data end before its last row."
     if im.format != "PNG" or (np.asarray(im.crop((0, im.height - 1, *im.size))).any() and not im.info.get("interlace")): return # what is missing stays 0
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
@@ -189,7 +189,7 @@ def open_image(
 # %% ../nbs/02_data.ipynb #c54e0bcc
 class BadImage(UserError):
     "An image that cannot be used; only its sentence is shown, even where a worker process wrapped it in a traceback."
-    def __str__(self): return super().__str__().rsplit("BadImage: ", 1)[-1].strip()
+    def __str__(self) -> str: return super().__str__().rsplit("BadImage: ", 1)[-1].strip()
 
 def load_image(
     path: str | Path, # an image file

@@ -50,7 +50,7 @@ class Report:
     found: dict = field(default_factory=dict) # kind: list of (sentence, image file or None)
     leave_out: list = field(default_factory=list) # (split, image file) of entries that training has to do without
 
-    def add(self, kind, text, image=None): self.found.setdefault(kind, []).append((text, image))
+    def add(self, kind: str, text: str, image: str | None = None) -> None: self.found.setdefault(kind, []).append((text, image))
     @property
     def broken(self) -> bool: return any(KINDS[kind][0] for kind in self.found)
 
@@ -118,7 +118,7 @@ def examine_all(
 def check_people(
     report: Report, # gets what is found
     entries: list[dict], # those that passed
-):
+) -> None:
     "Identities in two splits, splits with too few, captions that two identities share."
     splits, owners = defaultdict(set), defaultdict(set)
     for e in entries:
@@ -138,7 +138,7 @@ def check_captions(
     report: Report, # gets what is found
     entries: list[dict], # those that passed
     context: int, # tokens that fit
-):
+) -> None:
     "Captions that are longer than the context."
     tokenizer = Tokenizer(context)
     for e in entries:
@@ -149,7 +149,7 @@ def check_captions(
 def compare(
     report: Report, # gets what is found
     group: list[tuple], # entries whose images have the same bytes, each with its image file
-):
+) -> None:
     "Say what it means that these entries show the same image."
     splits, who = {e["split"] for e, _ in group}, {e["id"] for e, _ in group}
     if len(splits) > 1: group = sorted(group, key=lambda g: -SPLITS.index(g[0]["split"])) # what is kept comes first
@@ -166,7 +166,7 @@ def check_images(
     paths: list[str], # image of each
     workers: int | None = None, # processes
     progress: bool = False, # show a bar
-):
+) -> None:
     "Examine every image, and compare their fingerprints."
     files, same = list(dict.fromkeys(paths)), defaultdict(list)
     seen = dict(zip(files, examine_all(files, workers, progress)))
@@ -188,7 +188,7 @@ PUBLISHED = { # identities, images, captions; identities by split
 def count(
     report: Report, # gets the counts
     entries: list[dict], # those that passed
-):
+) -> None:
     "Count people, images and captions of each split, and compare with what was published."
     for split in SPLITS:
         mine = [e for e in entries if e["split"] == split]
@@ -205,7 +205,7 @@ def check_layout(
     folder: Path, # where the data set is expected
     images: Path, # folder that image paths start from
     listed: set[str], # image files that entries name
-):
+) -> None:
     "Images in an unusual place, a second annotation file, images that no entry names."
     if images != folder / "imgs": report.add("layout", f"the images are in {images}, which is read as it is")
     for other in (place / f for place in (folder, folder / report.name) for f in LAYOUTS[report.name].files):

@@ -8,6 +8,7 @@ __all__ = ['PALETTE', 'HAIR', 'SKIN', 'INK', 'HEMS', 'DETAILS', 'tone', 'sheet',
 
 # %% ../nbs/00_draw.ipynb #d23cb1a2
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -72,28 +73,28 @@ def smooth(
 # %% ../nbs/00_draw.ipynb #33bbe3c2
 class Pen:
     "Draws in body lengths: x from the middle of the body to the right, y from the top of the head down to the soles."
-    def __init__(self, image, x, y, unit, face=1):
+    def __init__(self, image: Image.Image, x: float, y: float, unit: float, face: int = 1):
         self.draw, self.x, self.y, self.unit, self.face = ImageDraw.Draw(image), x, y, unit, face
         self.edge = max(1, round(.0065 * unit)) # width of an outline in pixels
 
-    def at(self, points): # body lengths to pixels
+    def at(self, points: Iterable[Sequence[float]]) -> list[tuple[float, float]]: # body lengths to pixels
         return [(self.x + self.face * self.unit * x, self.y + self.unit * y) for x, y in points]
 
-    def line(self, points, width, fill): # a stroke with round ends
+    def line(self, points: Iterable[Sequence[float]], width: float, fill: tuple) -> None: # a stroke with round ends
         p, w = self.at(points), width * self.unit
         self.draw.line(p, fill, max(1, round(w)), joint="curve")
         for x, y in (p[0], p[-1]): self.draw.ellipse((x - w / 2, y - w / 2, x + w / 2, y + w / 2), fill)
 
-    def poly(self, points, fill, edge=.72, rounded=True): # a filled shape; edge is the tone of its outline, 0 for none
+    def poly(self, points: list, fill: tuple, edge: float = .72, rounded: bool = True) -> None: # a filled shape; edge is the tone of its outline, 0 for none
         p = self.at(smooth(points).tolist() if rounded else points)
         self.draw.polygon(p, fill)
         if edge: self.draw.line(p + p[:2], tone(fill, edge), self.edge, joint="curve")
 
-    def oval(self, x, y, rx, ry, fill, edge=.72):
+    def oval(self, x: float, y: float, rx: float, ry: float, fill: tuple, edge: float = .72) -> None:
         (x, y), rx, ry = self.at([(x, y)])[0], rx * self.unit, ry * self.unit
         self.draw.ellipse((x - rx, y - ry, x + rx, y + ry), fill, tone(fill, edge) if edge else None, self.edge)
 
-    def limb(self, points, widths, fill): # an arm, a leg, a sleeve: through its joints, with a width at each
+    def limb(self, points: list, widths: Sequence[float], fill: tuple) -> None: # an arm, a leg, a sleeve: through its joints, with a width at each
         left, right = [], []
         for k, ((x, y), w) in enumerate(zip(points, widths)):
             (ax, ay), (bx, by) = points[max(0, k - 1)], points[min(len(points) - 1, k + 1)]

@@ -13,6 +13,7 @@ import json
 import os
 import textwrap
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 import matplotlib.pyplot as plt
@@ -108,7 +109,7 @@ def embedding(
     flag: str = "", # as for `too_many`
     n: int = 0, # as for `too_many`
     then: str = "", # a further sentence
-):
+) -> Iterator[None]:
     "What breaks in here for lack of memory is said in a sentence."
     try: yield
     except (RuntimeError, MemoryError) as e:
@@ -188,7 +189,7 @@ def bootstrap(
 def intervals(
     values: dict[str, torch.Tensor], # from `per_query`
     identities: torch.Tensor, # who each query is about, Q
-    **kwargs, # of `bootstrap`
+    **kwargs: int, # of `bootstrap`
 ) -> dict[str, list[float]]: # each measure's 95% interval: low and high, in percent
     "How far each measure would move, had the people been others."
     drawn = 100 * bootstrap(torch.stack([values[k] for k in MEASURES.values()], 1), identities, **kwargs)
@@ -202,7 +203,7 @@ def write_queries(
     scores: Scores | torch.Tensor, # of captions (rows) and images (columns), Q x G
     split: Split, # what was searched
     k: int = 10, # results of each query that are listed
-):
+) -> None:
     "One line a query."
     captions, images = (split.captions, split.caption_identities.tolist()), (split.paths, split.identities.tolist())
     with open(file, "w", newline="", encoding="utf-8") as f:
@@ -219,7 +220,7 @@ def write_queries(
 def write_json(
     values: dict, # by name
     file: str | Path, # where to
-):
+) -> None:
     "Write a JSON file whole or not at all."
     part = Path(f"{file}.part")
     part.write_text(json.dumps(values, indent=1), encoding="utf-8")
@@ -227,11 +228,11 @@ def write_json(
 
 # %% ../nbs/11_evaluate.ipynb #bb434c79
 def plot_ranking(
-    axes, # a row of matplotlib axes: the first for the query, the others for ranks 1, 2, ...
+    axes: np.ndarray, # a row of matplotlib axes: the first for the query, the others for ranks 1, 2, ...
     caption: str, # the query
     paths: list[str], # ranked images
     right: list[bool] | None = None, # whether each shows the person; no borders if None
-):
+) -> np.ndarray:
     "One row: the sentence, then the images that came first, green where right and red where wrong."
     axes[0].text(0, 0.5, textwrap.fill(caption, 32), va="center", fontsize=8)
     axes[0].axis("off")

@@ -14,6 +14,7 @@ from IPython.display import display
 from fastcore.basics import patch
 from .synth import UserError
 from .share import RESPONSIBLE
+from .model import CMLFA
 from .whatif import suggest
 from .why import words
 from .controls import Grid, button, labelled, opener, row
@@ -44,7 +45,7 @@ class Explorer:
         self.box = row(top, row(results, self.keep_row, use, kind=w.VBox, classes="stack"), self.why_box, kind=w.Box, classes="cx")
         self.draw()
     def _ipython_display_(self): display(self.box)
-    def say(self, text, kind=""):
+    def say(self, text: str, kind: str = "") -> None:
         "Write into the line that is read out."
         self.status.value = status(text, kind)
     def _do(self, action, *args, busy="", **kwargs): # whatever a control stands for
@@ -53,7 +54,7 @@ class Explorer:
             if busy: self.say(busy, "busy")
             action(*args, **kwargs)
             self._show()
-        except UserError as e: self.say(e, "error")
+        except UserError as e: self.say(str(e), "error")
         except Exception as e:
             print(traceback.format_exc(), file=sys.__stderr__, flush=True)
             self.say(f"Something went wrong ({type(e).__name__}); what is shown is what was asked before.", "error")
@@ -140,6 +141,7 @@ def _beside(self: Explorer, n): # ask a second model too
     g = self.session.gallery
     if n is None: return self.session.compare(None)
     model = ablated(g.model) if n == 0 else self.compare[n - 1]
+    assert model is not None # 0 is offered only where there are prototypes
     self.session.compare(seen_by(g, model, g.model.device.type == "cpu", lambda text: self.say(text, "busy")), self.second.label)
 
 # %% ../nbs/14h_explore.ipynb #1c72891b
@@ -187,7 +189,7 @@ def _link(self: Explorer, kind): # a link that saves the ranking
 
 # %% ../nbs/14h_explore.ipynb #38516829
 @patch
-def draw(self: Explorer):
+def draw(self: Explorer) -> None:
     "Show what the session knows."
     self.quiet = True
     try:
@@ -249,7 +251,7 @@ def _draw_words(self: Explorer, s, why): # menus and switches of this sentence's
 
 # %% ../nbs/14h_explore.ipynb #f0fd22ac
 def explore(
-    model=None, # as `CMLFA.from_pretrained` takes it, or a model in memory; the gallery's own, or the bundled one, if None
+    model: str | Path | CMLFA | None = None, # as `CMLFA.from_pretrained` takes it, or a model in memory; the gallery's own, or the bundled one, if None
     gallery: Gallery | str | None = None, # what is searched: a `Gallery`, or a store; drawn people if None
     compare: list | tuple = (), # further models, to be asked beside it
 ) -> Explorer: # shows itself at the end of a cell

@@ -9,6 +9,7 @@ __all__ = ['ImageTower', 'TextTower', 'export_onnx', 'open_onnx', 'check_onnx', 
 import os
 import time
 import warnings
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -64,7 +65,7 @@ def _graph(
     name: str, # of the input
     varying: tuple[int, ...], # dimensions of the input that may have any size
     file: Path, # the ONNX file
-):
+) -> None:
     "Export one tower; the file appears whole or not at all."
     part = file.with_suffix(".part")
     with warnings.catch_warnings(), torch.no_grad():
@@ -95,7 +96,7 @@ def export_onnx(
 def open_onnx(
     file: str | Path, # an ONNX file of ours
     threads: int = 0, # of the processor; 0: as many as it likes
-): # function from a tensor to a tensor, on the CPU
+) -> Callable[[torch.Tensor], torch.Tensor]: # function from a tensor to a tensor, on the CPU
     "An ONNX file as a function."
     _need("onnxruntime")
     import onnxruntime
@@ -167,7 +168,7 @@ def speed_lines(
 def _without_paths(
     run: Path, # a run folder
     out: Path, # gets configs.yaml and log.txt
-):
+) -> None:
     "Copy the settings and the log, machine paths cut to their last name."
     text = {f: (run / f).read_text(encoding="utf-8") for f in ("configs.yaml", "log.txt", "metrics.json") if (run / f).is_file()}
     settings = yaml.safe_load(text["configs.yaml"]) if "configs.yaml" in text else {}
@@ -194,7 +195,7 @@ def share(
 
 # %% ../nbs/09c_export.ipynb #9aa8e2ed
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     "cmlfa_export: ONNX files, or a folder for others."
     p = Parser(prog="cmlfa_export", description="Write both towers of a model as ONNX, or make the folder that others open with CMLFA.from_pretrained.")
     p.add_argument("model", help="a run's folder, a shared folder, a .safetensors file, a bundled model, or owner/name on the Hugging Face Hub")

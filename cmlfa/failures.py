@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from .synth import UserError
 from .data import Split, locate
@@ -42,7 +43,7 @@ class Failures:
     failed: list[bool] # whether the wrong image came first
     chance: dict[str, float] # attribute to the share of all wrong images that contradict a caption
 
-    def missed(self, failed_only=True): # attribute to (how often it was missed, how often it could have been)
+    def missed(self, failed_only: bool = True) -> dict[str, tuple[int, int]]: # attribute to (how often it was missed, how often it could have been)
         counts = {}
         for (said, shown), failed in zip(self.pairs, self.failed):
             for k in said.keys() & shown.keys() - PHOTO:
@@ -79,9 +80,9 @@ def chance_of(
 # %% ../nbs/11c_failures.ipynb #98b1bd0f
 def plot_missed(
     failures: Failures, # from `find_failures`
-    ax=None, # where to draw
+    ax: Axes | None = None, # where to draw
     least: int = 5, # attributes that were named less often are left out
-): # the axes
+) -> Axes: # the axes
     "How often each attribute was missed, beside chance."
     ax = ax or plt.subplots(figsize=(6, 3.4))[1]
     counts = {k: c for k, c in failures.missed().items() if c[1] >= least}
@@ -106,8 +107,8 @@ def confusion(
 def plot_confusion(
     failures: Failures, # from `find_failures`
     attribute: str, # such as upper_colour
-    ax=None, # where to draw
-): # the axes
+    ax: Axes | None = None, # where to draw
+) -> Axes: # the axes
     "Said against shown, as a picture."
     ax = ax or plt.subplots(figsize=(3.4, 3.2))[1]
     values, counts = confusion(failures, attribute)
@@ -139,8 +140,8 @@ def wandering(
 def plot_wandering(
     failures: Failures, # from `find_failures`
     shown: list[dict], # what each image shows
-    ax=None, # where to draw
-): # the axes
+    ax: Axes | None = None, # where to draw
+) -> Axes: # the axes
     "Colours that wander, as a picture."
     ax = ax or plt.subplots(figsize=(3.8, 3.2))[1]
     names, times = wandering(failures, shown)

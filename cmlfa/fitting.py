@@ -36,7 +36,7 @@ def _image_sizes(state): # of the image tower, as arguments of `Arch`
 
 def arch_of(
     state: dict[str, torch.Tensor], # a state dict with OpenAI's names
-    **said, # what is known beside the shapes, as arguments of `Arch`: quick_gelu, heads, text_heads
+    **said: int, # what is known beside the shapes, as arguments of `Arch`: quick_gelu, heads, text_heads
 ) -> Arch: # the sizes it was trained with
     "Read the architecture from the shapes of the weights."
     try:
@@ -98,7 +98,7 @@ def load_image_weights(
     encoder: ImageEncoder | ResNetEncoder, # filled in place
     state: dict[str, torch.Tensor], # a state dict with OpenAI's names
     pos_interpolation: str = "bicubic", # one of INTERPOLATIONS
-):
+) -> None:
     "Fill the image tower; the grid of position embeddings is interpolated to ours."
     visual = {k: v for k, v in state.items() if k.startswith("visual.")}
     for k in ("visual.positional_embedding", "visual.attnpool.positional_embedding"):
@@ -109,7 +109,7 @@ def load_image_weights(
 def load_text_weights(
     encoder: TextEncoder, # filled in place
     state: dict[str, torch.Tensor], # a state dict with OpenAI's names
-):
+) -> None:
     "Fill the text tower, fitting the positions to our context."
     names, place = {k: k for k in encoder.state_dict()}, "positional_embedding"
     text = {k: v for k, v in state.items() if k.split(".")[0] in {n.split(".")[0] for n in names}} # not its temperature and the like

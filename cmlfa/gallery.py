@@ -20,7 +20,7 @@ from filelock import FileLock
 from .synth import SPLITS, Size, UserError, write_synth
 from .data import locate, read_photos
 from .model import CMLFA
-from .items import Item
+from .items import Item, Model
 from .store import Store
 from .index import DEFAULT, embed_new, my_device, open_model, plan, sentences
 from .search import Hits, Query, Searcher
@@ -98,7 +98,7 @@ def fill(
     folder: Path, # the store
     items: list[Item], # that it shall hold
     model: CMLFA, # as `open_model` gives it
-    about, # the model's name and checksum
+    about: Model, # the model's name and checksum
     say: Callable = print, # is told how far it is
 ) -> dict[str, str]: # what could not be read: path to a sentence
     "Bring a store up to date with the items."
@@ -127,10 +127,10 @@ class Gallery:
     bad: dict[str, str] = field(default_factory=dict) # images that could not be read: path to a sentence
 
     @property
-    def model(self): return self.searcher.model
+    def model(self) -> CMLFA: return self.searcher.model
     @property
-    def name(self): return Path(self.searcher.store.model.name).name # of the model
-    def __len__(self): return len(self.searcher.store)
+    def name(self) -> str: return Path(self.searcher.store.model.name).name # of the model
+    def __len__(self) -> int: return len(self.searcher.store)
     def __call__(self, query: Query, k: int = 12, where: list | tuple = ()) -> Hits: return self.searcher(query, k, where)
 
     @cached_property
@@ -168,7 +168,7 @@ def examples(
 # %% ../nbs/14d_gallery.ipynb #f4dd7c0a
 def identity(
     item: Item, # an image
-): # who is on it; None if unknown
+) -> str | int | float | None: # who is on it; None if unknown
     "Who is on an image, if a fact says so."
     return next((item.meta[k] for k in HIDDEN if k in item.meta), None)
 
@@ -199,7 +199,7 @@ def _filled(items, captions, title, what, model, cpu, say): # a gallery of items
     return Gallery(Searcher(folder, model, cpu), title, captions, bad)
 
 def open_gallery(
-    model=None, # as `CMLFA.from_pretrained` takes it, or a model in memory; the store's own, or the bundled one, if None
+    model: str | Path | CMLFA | None = None, # as `CMLFA.from_pretrained` takes it, or a model in memory; the store's own, or the bundled one, if None
     store: str | Path | None = None, # made by cmlfa_index
     data: str | Path | None = None, # folder that holds a data set
     name: str = "CUHK-PEDES", # its layout, a key of `LAYOUTS`
@@ -223,7 +223,7 @@ def open_gallery(
 # %% ../nbs/14d_gallery.ipynb #07cef43f
 def seen_by(
     gallery: Gallery, # what is searched
-    model, # another model: a name, or one in memory
+    model: str | Path | CMLFA, # another model: a name, or one in memory
     cpu: bool = False, # do not use a GPU
     say: Callable = print, # is told what is being done
 ) -> Gallery: # the same images, read by that model

@@ -9,6 +9,7 @@ __all__ = ['VERSION', 'SCHEMA', 'Item', 'Model', 'plain', 'latest', 'number', 'W
 
 # %% ../nbs/13b_items.ipynb #a47dca81
 import csv, io, json, os, re, sqlite3
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -26,9 +27,9 @@ class Item:
     meta: dict = field(default_factory=dict) # column to text, whole number or fraction
     row: int | None = None # its number in the store
     @property
-    def folder(self): return "" if (p := str(PurePosixPath(self.path).parent)) == "." else p # below root
+    def folder(self) -> str: return "" if (p := str(PurePosixPath(self.path).parent)) == "." else p # below root
     @property
-    def file(self): return Path(self.root) / self.path
+    def file(self) -> Path: return Path(self.root) / self.path
 
 @dataclass(frozen=True)
 class Model:
@@ -36,7 +37,7 @@ class Model:
     name: str # as one gives it to --model
     fingerprint: str # of its weights and sizes
     dim: int # length of a vector
-    def __str__(self): return f"{self.name} ({self.fingerprint[:8]})"
+    def __str__(self) -> str: return f"{self.name} ({self.fingerprint[:8]})"
 
 def plain(
     text: str, # such as a path
@@ -78,7 +79,7 @@ def parse_where(
 def known_columns(
     where: list[Where], # conditions
     there: list[str], # columns of the store
-):
+) -> None:
     "Refuse a condition on a column that no image has."
     for w in where:
         if w.column not in there: raise UserError(f"where: there is no column {w.column!r} in the store; it has {', '.join(there)}.")
@@ -108,7 +109,7 @@ def same_model(
     place: str | Path, # the store, for the message
     theirs: Model, # that made it
     ours: Model | None, # that is asked for; None: whichever it is
-):
+) -> None:
     "Refuse a store of another model; name both."
     if ours and (ours.fingerprint, ours.dim) != (theirs.fingerprint, theirs.dim):
         raise UserError(f"{place}: was made by the model {theirs}, and you use {ours}; use --model {theirs.name}, or index the images with yours into another store.")
@@ -149,7 +150,7 @@ def write_manifest(
     folder: Path, # the store
     model: Model, # that makes the vectors
     index: dict | None = None, # kind, file, rows, effort, tried
-):
+) -> None:
     "Write the manifest whole or not at all."
     part = folder / "manifest.json.part"
     with open(part, "w", encoding="utf-8") as f:
@@ -207,7 +208,7 @@ def open_items(
 def transaction(
     db: sqlite3.Connection, # of a store
     kind: str = "IMMEDIATE", # DEFERRED for reading
-):
+) -> Iterator[None]:
     "All changes or none; and all that is read is of one moment."
     db.execute(f"BEGIN {kind}")
     try: yield

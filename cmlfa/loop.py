@@ -8,9 +8,11 @@ __all__ = ['Callback', 'join', 'make_accelerator', 'Trainer']
 # %% ../nbs/12c_loop.ipynb #7a313879
 import math
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -21,7 +23,7 @@ from torch.nn.utils import get_total_norm
 from .synth import UserError
 from .masking import mask_tokens
 from .data import Split
-from .batches import Augment, send
+from .batches import Augment, PairLoader, send
 from .clip import trim
 from .gather import all_rows, anywhere, rank_mean, ranks, sentences
 from .losses import total
@@ -29,22 +31,23 @@ from .model import CMLFA
 from .cache import cached_backward
 from .shard import assembled, level, shard, whole
 from .config import Config
+from .measures import Scores
 from .schedule import fuse_blocks, keep_memory, lr_scale, make_optimizer, precision, recompute, set_deterministic
 from .checkpoint import CutShort, Signals, Stopped, losing
 
 # %% ../nbs/12c_loop.ipynb #1d66c3ef
 class Callback:
     "Something that watches training. Override any of these hooks; each gets the trainer."
-    def before_fit(self, t): "Once, before the first epoch."
-    def before_epoch(self, t): "Before the first batch of an epoch."
-    def after_loss(self, t): "After the losses of a batch are known, before the weights move."
-    def after_step(self, t): "After the weights have moved. The losses are still on the device: do not look at them here."
-    def after_read(self, t): "After the losses of the last steps were fetched from the device, into `t.rows`."
-    def after_epoch(self, t): "After the last batch of an epoch; callbacks earlier in the list have run."
-    def after_stop(self, t): "After a signal asked to stop, between two steps; the place to save."
-    def after_fit(self, t): "Once, at the very end, even if it ended by an error."
+    def before_fit(self, t: "Trainer") -> None: "Once, before the first epoch."
+    def before_epoch(self, t: "Trainer") -> None: "Before the first batch of an epoch."
+    def after_loss(self, t: "Trainer") -> None: "After the losses of a batch are known, before the weights move."
+    def after_step(self, t: "Trainer") -> None: "After the weights have moved. The losses are still on the device: do not look at them here."
+    def after_read(self, t: "Trainer") -> None: "After the losses of the last steps were fetched from the device, into `t.rows`."
+    def after_epoch(self, t: "Trainer") -> None: "After the last batch of an epoch; callbacks earlier in the list have run."
+    def after_stop(self, t: "Trainer") -> None: "After a signal asked to stop, between two steps; the place to save."
+    def after_fit(self, t: "Trainer") -> None: "Once, at the very end, even if it ended by an error."
 
-    def __init_subclass__(cls):
+    def __init_subclass__(cls) -> None:
         "A misspelt hook would silently do nothing, so it is refused."
         wrong = [n for n in vars(cls) if n.startswith(("before_", "after_")) and not hasattr(Callback, n)]
         if wrong: raise TypeError(f"{cls.__name__}.{wrong[0]} is no hook; see Callback for their names.")
@@ -73,9 +76,11 @@ def make_accelerator(
 # %% ../nbs/12c_loop.ipynb #65b56afa
 class Trainer:
     "The training loop: one method for a step, one for an epoch, one for all of it."
+    seen: CMLFA | None # what the last evaluation has put together, until the weights move
+    scores: Scores # of the last evaluation
     def __init__(self,
         model: CMLFA, # the model
-        loader, # batches, from `train_loader`
+        loader: PairLoader, # batches, from `train_loader`
         augment: Augment, # turns a raw batch into training input
         cfg: Config, # the run's settings
         val: Split, # what picks the best epoch
@@ -100,7 +105,7 @@ class Trainer:
 
     def call(self,
         hook: str, # name of a hook
-    ):
+    ) -> None:
         "Let every callback have its say, in order."
         for c in self.callbacks: getattr(c, hook)(self)
 
@@ -108,7 +113,7 @@ class Trainer:
 @patch
 def equip(self: Trainer,
     model: CMLFA, # on the CPU
-):
+) -> None:
     "Model and optimiser, on the device, in the form that the settings ask for."
     c, device = self.cfg, self.accelerator.device
     self.sharded = c.fsdp and ranks() > 1 # one process alone has nothing to share out
@@ -122,7 +127,7 @@ def equip(self: Trainer,
 
 # %% ../nbs/12c_loop.ipynb #7abc8dc3
 @patch
-def reseed(self: Trainer):
+def reseed(self: Trainer) -> None:
     "Set the generators from seed, position and process: what augments and hides on the CPU, what drops out on the device."
     numbers = np.random.SeedSequence((self.cfg.seed, self.position, self.accelerator.process_index)).generate_state(2, np.uint64)
     self.generator = torch.Generator().manual_seed(int(numbers[0]))
@@ -167,7 +172,7 @@ def backward(self: Trainer,
 @patch
 def train_step(self: Trainer,
     batch: dict, # from `prepare`
-):
+) -> None:
     "Losses, gradients, one move of the weights."
     for g, rate in zip(self.optimizer.param_groups, self.rates): g["lr"] = rate * self.scale()
     self.batch, self.losses = batch, self.backward(batch)
@@ -188,7 +193,7 @@ def temperature(self: Trainer) -> dict[str, torch.Tensor]: # by its name; empty 
 
 # %% ../nbs/12c_loop.ipynb #d0b14f10
 @patch
-def move(self: Trainer):
+def move(self: Trainer) -> None:
     "Let the optimiser move the weights, unless the loss or its gradient has ceased to be a number."
     if self.sharded: level(self.model)
     grads = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -213,7 +218,7 @@ def scale(self: Trainer) -> float: # share of the base learning rate
 
 # %% ../nbs/12c_loop.ipynb #1a9768d6
 @patch
-def read(self: Trainer):
+def read(self: Trainer) -> None:
     "Fetch the losses of the last steps: the only moment at which the program waits for the device."
     if not self.unread: return
     names, unread, self.unread = self.unread[0][3], self.unread, []
@@ -229,7 +234,7 @@ def refuse(self: Trainer,
     step: int, # the step that broke
     row: dict[str, float], # its losses
     index: torch.Tensor, # its pairs
-):
+) -> NoReturn:
     "Say which loss is no number, at which step, with which images."
     names = [n for n in self.losses if not math.isfinite(row[n])] or (["the gradient"] if math.isfinite(row["loss"]) else ["the weighted sum"])
     pairs = self.loader.dataset.split
@@ -240,7 +245,7 @@ def refuse(self: Trainer,
 @patch
 def agree(self: Trainer,
     trouble: BaseException | None = None, # what this process has met
-):
+) -> None:
     "Stop together, whichever process was asked, or has lost something."
     asked, lost = anywhere(bool(self.signals.asked), trouble is not None)
     self.agreed = asked or lost
@@ -249,7 +254,7 @@ def agree(self: Trainer,
 
 # %% ../nbs/12c_loop.ipynb #261ebcbe
 @patch
-def batches(self: Trainer):
+def batches(self: Trainer) -> Iterator[dict]:
     "This process's batches of the epoch, as long as nobody has to stop."
     def have(fn, *args): # what it gives, if every process has got its own
         found, trouble = None, None
@@ -264,7 +269,7 @@ def batches(self: Trainer):
 
 # %% ../nbs/12c_loop.ipynb #3327ee64
 @patch
-def fit_epoch(self: Trainer):
+def fit_epoch(self: Trainer) -> None:
     "Train from where we stand to the end of the epoch."
     sampler = self.loader.batch_sampler
     sampler.epoch, sampler.start, self.seen = self.epoch, self.done, None
@@ -281,7 +286,7 @@ def fit_epoch(self: Trainer):
 
 # %% ../nbs/12c_loop.ipynb #b5a19f10
 @patch
-def fit(self: Trainer):
+def fit(self: Trainer) -> None:
     "Train from where we stand to the last epoch."
     self.start, self.signals, self.agreed = time.time() - self.seconds, Signals(ranks() > 1), False
     with self.signals:

@@ -44,7 +44,7 @@ def itc_loss(
     image: torch.Tensor, # fused image features, B x D (any length; normalised here)
     text: torch.Tensor, # fused text features, B x D (any length; normalised here)
     labels: torch.Tensor | None = None, # identity of each pair, B; None: each caption matches only its own image
-    temperature: float = 0.02, # tau
+    temperature: float | torch.Tensor = 0.02, # tau
     rows: slice = slice(None), # which pairs ask; all of them answer
 ) -> torch.Tensor: # scalar
     "Image-text contrastive loss: symmetric cross-entropy over the batch, every pair of one identity a positive."
@@ -64,7 +64,7 @@ def sdm_loss(
     image: torch.Tensor, # fused image features, B x D (any length; normalised here)
     text: torch.Tensor, # fused text features, B x D (any length; normalised here)
     labels: torch.Tensor, # identity of each pair, B
-    temperature: float = 0.02, # tau
+    temperature: float | torch.Tensor = 0.02, # tau
     eps: float = 1e-8, # keeps the logarithm finite
     rows: slice = slice(None), # which pairs ask; all of them answer
 ) -> torch.Tensor: # scalar

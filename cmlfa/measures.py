@@ -19,10 +19,10 @@ class Scores:
         queries: torch.Tensor, # unit vectors, Q x D
         gallery: torch.Tensor, # unit vectors, G x D, on the same device
     ): self.queries, self.gallery, self.shape = queries, gallery, (len(queries), len(gallery))
-    def __len__(self): return len(self.queries)
-    def __getitem__(self, rows): return self.queries[rows] @ self.gallery.T # rows: a number, a slice or a list of numbers
+    def __len__(self) -> int: return len(self.queries)
+    def __getitem__(self, rows: int | slice | list[int]) -> torch.Tensor: return self.queries[rows] @ self.gallery.T
     @property
-    def T(self): return Scores(self.gallery, self.queries) # the other direction
+    def T(self) -> "Scores": return Scores(self.gallery, self.queries) # the other direction
 
 # %% ../nbs/10b_measures.ipynb #1e37e96e
 def find_matches(

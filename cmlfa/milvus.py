@@ -7,8 +7,10 @@ __all__ = ['ROWS', 'expression', 'answering', 'connect', 'number_of', 'key', 'ma
 
 # %% ../nbs/13d_milvus.ipynb #2b121b71
 import hashlib, json, logging, os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 import numpy as np
 from fastcore.basics import patch
 from typing_extensions import Self
@@ -40,7 +42,7 @@ ROWS = 1000 # a request to the server
 @contextmanager
 def answering(
     uri: str, # of the server
-):
+) -> Iterator[None]:
     "Turn what goes wrong between us and Milvus into a sentence."
     try:
         from pymilvus import MilvusException
@@ -53,7 +55,7 @@ def answering(
 
 def connect(
     uri: str, # http://host:19530, or a path that ends in .db for Milvus Lite
-): # a pymilvus client
+) -> Any: # a pymilvus client
     "Reach Milvus."
     with answering(uri):
         from pymilvus import MilvusClient
@@ -75,10 +77,10 @@ def key(
     return number_of(f"{item.root}\0{item.path}")
 
 def make_collections(
-    client, # from `connect`
+    client: Any, # from `connect`
     name: str, # of the collection
     model: Model, # that makes the vectors
-):
+) -> None:
     "Make what is not there yet: the collection that names the model, and last the one of images."
     from pymilvus import DataType
     def make(name, dim, **fields):
@@ -117,18 +119,18 @@ class MilvusStore:
             self.model = Model(**self.client.query(self.name + "_model", filter="id == 0", output_fields=["about"])[0]["about"])
         same_model(place, self.model, model)
         self._entered = set() # columns that this writer has entered
-    def __len__(self):
+    def __len__(self) -> int:
         with answering(self.uri): return self.client.query(self.name, filter="", output_fields=["count(*)"])[0]["count(*)"]
     def __enter__(self) -> Self: return self
-    def __exit__(self, *_): self.close()
-    def close(self): self.client.close()
+    def __exit__(self, *_: object) -> None: self.close()
+    def close(self) -> None: self.client.close()
 
 # %% ../nbs/13d_milvus.ipynb #7920cd1f
 @patch
 def put(self: MilvusStore,
     items: list[Item], # new or changed
     vectors: np.ndarray | None = None, # their unit vectors, n x D; None: only the facts have changed
-):
+) -> None:
     "Add images, or change what is known of them."
     last = latest(items)
     items, new = [items[k] for k in last], None if vectors is None else np.asarray(vectors, np.float16)[last].astype(np.float32)
@@ -150,7 +152,7 @@ def _enter(self: MilvusStore, columns): # their names, beside the model
 @patch
 def remove(self: MilvusStore,
     items: list[Item], # of this store
-):
+) -> None:
     "Forget images."
     with answering(self.uri):
         for i in range(0, len(items), ROWS): self.client.delete(self.name, ids=[key(x) for x in items[i:i + ROWS]])
@@ -204,14 +206,14 @@ def search(self: MilvusStore,
     return [[(float(h["distance"]), _item(h["entity"] | {"id": h["id"]})) for h in one] for one in found]
 
 @patch
-def reindex(self: MilvusStore, kind="auto", queries=None, goal=0.98) -> str: # what is said of it
+def reindex(self: MilvusStore, kind: str = "auto", queries: np.ndarray | None = None, goal: float = 0.98) -> str: # what is said of it
     "Nothing to do."
     return "index: Milvus keeps its own (AUTOINDEX)"
 
 @patch
-def part(self: MilvusStore, rank: int): return MilvusStore(f"{self.uri}#{self.name}", self.model, write=True) # every process writes to the server; a client of its own, since it is closed
+def part(self: MilvusStore, rank: int) -> MilvusStore: return MilvusStore(f"{self.uri}#{self.name}", self.model, write=True) # every process writes to the server; a client of its own, since it is closed
 @patch
-def gather(self: MilvusStore): "Nothing to do."
+def gather(self: MilvusStore) -> None: "Nothing to do."
 
 # %% ../nbs/13d_milvus.ipynb #cb6c2e69
 def open_store(

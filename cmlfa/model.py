@@ -7,7 +7,9 @@ __all__ = ['TAU', 'CMLFA', 'build_model']
 
 # %% ../nbs/09_model.ipynb #c0f8c4f5
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 import torch
 from torch import nn
 import torch.nn.functional as F
@@ -60,11 +62,11 @@ class CMLFA(Saved):
         self.tokenizer = Tokenizer(arch.context)
 
     @property
-    def device(self): # where the weights are
+    def device(self) -> torch.device: # where the weights are
         return self.text_encoder.positional_embedding.device
 
     @property
-    def temperature(self): # a number, or a tensor if it is learned
+    def temperature(self) -> float | torch.Tensor: # a number, or a tensor if it is learned
         return self.log_temperature.exp() if hasattr(self, "log_temperature") else self.settings["temperature"]
 
 # %% ../nbs/09_model.ipynb #f1917792
@@ -157,7 +159,7 @@ def compare(self: CMLFA,
 @patch
 def forward(self: CMLFA,
     batch: dict, # images B x 3 x h x w, ids B x L, labels B; with mlm also masked B x L and chosen, B x L or its places: captions n, positions n
-    compare=None, # what compares the pairs, from image features, text features and labels; `self.compare` if None
+    compare: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], dict[str, torch.Tensor]] | None = None, # what compares the pairs, from image features, text features and labels; `self.compare` if None
     words: torch.Tensor | None = None, # hidden words in the batch of an average process; counted here if None
 ) -> dict[str, torch.Tensor]: # scalar losses by name, unweighted
     "Every chosen loss on one batch."
@@ -201,7 +203,7 @@ def param_groups(self: CMLFA,
 # %% ../nbs/09_model.ipynb #ac3c9186
 @patch
 @torch.no_grad()
-def clamp_temperature(self: CMLFA):
+def clamp_temperature(self: CMLFA) -> None:
     "Bring a learned temperature back into its bounds; nothing if it is fixed."
     if hasattr(self, "log_temperature"): self.log_temperature.clamp_(*map(math.log, TAU))
 
@@ -215,7 +217,7 @@ def build_model(
     vocab_size: int = 49408, # entries of the vocabulary
     quick_gelu: bool = True, # activation of a file that does not say it: OpenAI's is QuickGELU, most of open_clip's is not
     pos_interpolation: str = "bicubic", # how learnt positions are moved to this grid: bicubic, or bilinear as published
-    **kwargs, # everything else that `CMLFA` takes
+    **kwargs: Any, # everything else that `CMLFA` takes
 ) -> CMLFA: # on the CPU
     "A model from names and sizes, its encoders filled where weights are given."
     state, arch = (None, replace(arch_named(backbone), vocab=vocab_size)) if pretrain_choice == "none" else pretrained(pretrain_choice, quick_gelu)

@@ -221,7 +221,7 @@ def tune(
 def save_index(
     index: faiss.Index, # from `build_index`
     path: str | os.PathLike, # the file
-):
+) -> None:
     "Write an index whole or not at all."
     part = f"{path}.part"
     try:

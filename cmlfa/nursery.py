@@ -30,19 +30,19 @@ class Child:
             os.close(self._life)
             self._life = -1
         return None if self._life >= 0 else 0
-    def wait(self): return self.poll(None)
-    def send_signal(self, number):
+    def wait(self) -> int | None: return self.poll(None)
+    def send_signal(self, number: int) -> None:
         "To all of its group, if it still runs."
         if self.poll() is None: os.killpg(self.pid, number)
-    def terminate(self): self.send_signal(signal.SIGTERM)
-    def kill(self): self.send_signal(signal.SIGKILL)
+    def terminate(self) -> None: self.send_signal(signal.SIGTERM)
+    def kill(self) -> None: self.send_signal(signal.SIGKILL)
 
 # %% ../nbs/14i_nursery.ipynb #784b2387
 def fork_one(
     talk: socket.socket, # to whoever asked for it
     become: Callable, # what the child does
     what: dict, # arguments of `become`
-):
+) -> None:
     "Fork a child; send its number, and the end of a pipe that tells how long it lives."
     life, held = os.pipe()
     if not (pid := os.fork()):
@@ -64,7 +64,7 @@ def serve(
     talk: socket.socket, # to whoever asks
     prepare: Callable, # is called once, with what the first line says
     become: Callable, # what the children do, each with what its line says
-):
+) -> None:
     "What the nursery does: prepare, then fork for each further line, until nobody asks any more."
     signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is for the one who asks
     signal.signal(signal.SIGCHLD, signal.SIG_IGN) # a child that has ended is gone
@@ -98,13 +98,13 @@ class Nursery:
         said, files, *_ = socket.recv_fds(self._talk, 32, 1)
         if not said: raise ConnectionResetError("the nursery has ended")
         return int(said), *files
-    def prepare(self, **what): # what: arguments of its `prepare`
+    def prepare(self, **what: object) -> None: # what: arguments of its `prepare`
         "Wait until it is ready; an OSError if it is gone. Once, before the first child."
         self._ask(what)
-    def __call__(self, **what) -> Child: # what: arguments of its `become`
+    def __call__(self, **what: object) -> Child: # what: arguments of its `become`
         "A new child; an OSError if the nursery is gone."
         return Child(*self._ask(what))
-    def close(self):
+    def close(self) -> None:
         "End it. Its children go on."
         self._talk.close()
         os.waitpid(self.pid, 0)
@@ -112,7 +112,7 @@ class Nursery:
 # %% ../nbs/14i_nursery.ipynb #ef1df213
 def read_models(
     models: list[str], # names, as `open_model` takes them
-):
+) -> None:
     "What all visitors need: Jupyter's kernel, and the models."
     import ipykernel.kernelapp # noqa: F401
     torch.set_num_threads(1) # a thread would be missing in the children
@@ -123,7 +123,7 @@ def be_kernel(
     env: dict[str, str], # its environment
     cwd: str, # its folder
     threads: int, # to compute with
-):
+) -> None:
     "What a child does: be a kernel."
     from ipykernel.kernelapp import IPKernelApp
     os.environ.clear()
@@ -154,7 +154,7 @@ def provisioner(
 def kernels_from(
     nursery: Nursery, # by `read_models` and `be_kernel`
     models: list[str], # that its kernels will need
-):
+) -> None:
     "Let Jupyter, in this process, take its kernels from a nursery."
     try: nursery.prepare(models=models)
     except OSError: return # it has said why; kernels are started as ever

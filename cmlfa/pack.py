@@ -8,6 +8,7 @@ __all__ = ['VERSION', 'BLOCK', 'make_plan', 'bytes_needed', 'check_room', 'write
 
 # %% ../nbs/03b_pack.ipynb #621343e1
 import hashlib, json, os, shutil
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -50,7 +51,7 @@ def check_room(
     plan: dict, # from `make_plan`
     folder: Path, # where it goes
     have: int = 0, # bytes of it that are there already
-):
+) -> None:
     "Refuse to begin what cannot be finished."
     need, free = bytes_needed(plan) - have, shutil.disk_usage(folder).free
     if need > free: raise UserError(f"{folder}: the pack needs {need / 1e9:.2f} GB more and the disk has {free / 1e9:.2f} GB free; make room, or pack a smaller --img_size.")
@@ -67,7 +68,7 @@ def write_block(
     pixels = images.__getitems__(range(len(images))).numpy()
     with open(part / "images.u8", "r+b") as f:
         f.seek(block * BLOCK * pixels[0].nbytes)
-        f.write(pixels)
+        f.write(pixels.data)
         f.flush(); os.fsync(f.fileno()) # on the disk, before anybody says that it is there
     return block
 
@@ -162,13 +163,13 @@ class Packed(Dataset):
         size: tuple[int, int], # height, width in pixels
     ): self.folder, self.rows, self.total, self.size = folder, rows, total, tuple(size)
     @property
-    def pixels(self): # the memory map, opened at the first use in each process
+    def pixels(self) -> np.ndarray: # the memory map, opened at the first use in each process
         if self._map is None: self._map = np.memmap(self.folder / "images.u8", np.uint8, "r", shape=(self.total, 3, *self.size))
         return self._map
-    def __len__(self): return len(self.rows)
-    def __getitem__(self, i): return torch.from_numpy(np.array(self.pixels[self.rows[i]])) # uint8, 3 x h x w
-    def __getitems__(self, indices): return torch.from_numpy(self.pixels[self.rows[list(indices)]]) # uint8, B x 3 x h x w
-    def __getstate__(self): return self.__dict__ | {"_map": None} # for worker processes
+    def __len__(self) -> int: return len(self.rows)
+    def __getitem__(self, i: int) -> torch.Tensor: return torch.from_numpy(np.array(self.pixels[self.rows[i]])) # uint8, 3 x h x w
+    def __getitems__(self, indices: Sequence[int]) -> torch.Tensor: return torch.from_numpy(self.pixels[self.rows[list(indices)]]) # uint8, B x 3 x h x w
+    def __getstate__(self) -> dict: return self.__dict__ | {"_map": None} # for worker processes
 
 # %% ../nbs/03b_pack.ipynb #731baf03
 def _fits(folder, index, root, name): # or a sentence
@@ -219,7 +220,7 @@ def open_splits(
     size: tuple[int, int], # height, width of the model's images in pixels
     seed: int = 0, # of the held-out identities where the data set has no val split
     allow_missing: bool = False, # leave broken images out instead of refusing the data set
-    say=print, # gets a sentence if images were left out
+    say: Callable[[str], object] = print, # gets a sentence if images were left out
 ) -> tuple[dict, dict]: # by split: the lists of `Split`, the image source
     "Read a data set that the doctor calls sound, its images from the pack if there is one."
     splits = read_splits(root, name, seed, require_sound(root, name, allow_missing, say=say))
@@ -228,7 +229,7 @@ def open_splits(
 # %% ../nbs/03b_pack.ipynb #39747602
 def verify(
     folder: Path, # a pack
-):
+) -> None:
     "Read the whole pack and compare its checksums, or say which file is damaged."
     for f, wanted in _read_index(folder)["checksums"].items():
         if not (folder / f).is_file() or _checksum(folder / f) != wanted: raise UserError(f"{folder / f}: is damaged; remove {folder} and pack again with cmlfa_pack.")
@@ -247,7 +248,7 @@ def _pack_one(root, name, a): # one data set, with what to say of it
     print(f"{plain(write_pack(root, name, size, a.text_length, a.workers, True, skip))}: packed")
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     "The command `cmlfa_pack`."
     p = Parser(prog="cmlfa_pack", description="Make a data set ready for training: decoded, resized images in one memory-mapped file, and tokenized captions.")
     p.add_argument("root", metavar="ROOT", help="folder that holds the data sets")

@@ -9,6 +9,7 @@ __all__ = ['SETTINGS', 'CELL', 'SCRIPT', 'TEMPLATE', 'COOKIE', 'ASK', 'KEPT', 'P
 # %% ../nbs/14j_page.ipynb #c638d2a3
 import hmac, json, logging, os, secrets, socket, sys, tempfile, webbrowser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 import ipywidgets as w
 from .synth import LAYOUTS, Parser, UserError, command, plain
@@ -32,7 +33,7 @@ box"""
 
 def fill(
     box: w.Box, # the page
-):
+) -> None:
     "Open what the command line named, and show the explorer in the box."
     line = w.HTML()
     say = lambda text, kind="busy": setattr(line, "value", f'{STYLE}<div class="cx">{status(text, kind)}</div>')
@@ -125,7 +126,7 @@ COOKIE = "cmlfa-explore"
 ASK = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Token</title><body style="font:16px system-ui;padding:2em"><form><label>{}<br><input name="token" type="password" autofocus></label> <button>Open</button></form>'
 
 def refusal(
-    handler, # a request
+    handler: Any, # a request
     token: str, # '' if none is asked for
     names: set[str], # names that this server goes by; empty if any will do
 ) -> str: # why not; empty if it may pass
@@ -189,7 +190,7 @@ def server(
     port: int, # free
     token: str = "", # '' asks for none
     names: set[str] | frozenset[str] = frozenset(), # names that the server goes by; any if empty
-): # to be started with `start`
+) -> Any: # to be started with `start`
     "Voilà with a gate, and without what a page does not need."
     app = _class()()
     from traitlets.config import Config
@@ -268,7 +269,7 @@ def _arguments(argv): # the command line
     return p.parse_args(argv)
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     "The command `cmlfa_explore`."
     a = _arguments(argv)
     _class() # is Voilà there?

@@ -62,10 +62,10 @@ def sort_names(
 
 # %% ../nbs/09b_port.ipynb #4bc01cbd
 def check_said(
-    img_size, # should be a height and a width
-    stride_size, # should be pixels
-    temperature, # should be above 0
-):
+    img_size: object, # should be a height and a width
+    stride_size: object, # should be pixels
+    temperature: object, # should be above 0
+) -> None:
     "Refuse sizes and temperatures that no training can have had."
     whole = lambda v: type(v) is int and v > 0
     if not (isinstance(img_size, (list, tuple)) and len(img_size) == 2 and all(map(whole, img_size))): raise UserError(f"img_size: {img_size!r} is no height and width in whole pixels; say --img_size HEIGHT WIDTH.")
@@ -142,7 +142,7 @@ def write_run(
     model: CMLFA, # from `convert`
     folder: str | Path, # made; must not hold a run
     dataset_name: str = "CUHK-PEDES", # what it is evaluated on by default
-):
+) -> None:
     "Write a run folder that `cmlfa_test` and `from_pretrained` open."
     folder, s, a = Path(folder), model.settings, model.arch
     if folder.name in ("", "..") or len(os.fsencode(folder.name)) > 200 or any(ord(c) < 32 or 0xd800 <= ord(c) < 0xe000 for c in str(folder)): raise UserError(f"{folder}: is no name that a configuration can hold; choose another --out.")
@@ -160,7 +160,7 @@ def write_run(
 
 # %% ../nbs/09b_port.ipynb #9820152c
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     "cmlfa_convert: a published checkpoint becomes a run folder."
     p = Parser(prog="cmlfa_convert", description="Read a checkpoint of IRRA or of the published CMLFA code, and write a run folder for cmlfa_test and CMLFA.from_pretrained.")
     p.add_argument("file", help="the checkpoint, such as best.pth; a configs.yaml beside it is read too")

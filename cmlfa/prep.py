@@ -8,6 +8,7 @@ __all__ = ['table', 'thumbnail', 'page', 'found_in', 'main', 'require_sound']
 # %% ../nbs/03_prep.ipynb #22856680
 import hashlib, html, io, json, os, re, sys
 from base64 import b64encode
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from PIL import Image, ImageFile, ImageOps
@@ -158,7 +159,7 @@ def _write(file, text): # a report
     except OSError as e: raise UserError(f"{file}: cannot be written ({e.strerror or e}); choose another place.") from e
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     "The command `cmlfa_check`."
     p = Parser(prog="cmlfa_check", description="Find everything that is wrong with a copy of a data set. Exit status 0: it can be trained on.")
     p.add_argument("root", metavar="ROOT", help="folder that holds the data sets")
@@ -184,7 +185,7 @@ def require_sound(
     name: str, # a key of `LAYOUTS`
     allow_missing: bool = False, # leave broken images out
     progress: bool = True, # show a bar on a terminal
-    say=print, # gets a sentence if images are left out
+    say: Callable[[str], object] = print, # gets a sentence if images are left out
 ) -> frozenset: # (split, image file) of entries to leave out
     "Refuse a data set that the doctor calls broken."
     if _remembered(root, name): return frozenset()

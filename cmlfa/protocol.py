@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 import matplotlib.pyplot as plt
 import torch
 from .synth import LAYOUTS, Parser, UserError, command, plain
@@ -52,7 +53,7 @@ def write_report(
     scores: Scores | torch.Tensor, # Q x G
     split: Split, # what was searched
     folder: str | Path, # made if it is not there
-):
+) -> None:
     "Write metrics.json, ranking.png and queries.csv."
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_json(report, Path(folder) / "metrics.json")
@@ -72,7 +73,7 @@ class Run:
     settings: dict # what it was trained with; empty if nobody knows
 
     @property
-    def trained_on(self): return self.settings.get("dataset_name", "unknown") # name of the data set
+    def trained_on(self) -> str: return self.settings.get("dataset_name", "unknown") # name of the data set
 
 def open_run(
     name: str | Path, # whatever `CMLFA.from_pretrained` takes
@@ -96,7 +97,7 @@ def examine(
     failures: bool = False, # also a picture of failures by attribute; for drawn data
     out: str | Path | None = None, # where results are written; nowhere if None
     progress: bool = False, # show bars
-    **more, # further figures for the report, such as train_seconds
+    **more: Any, # further figures for the report, such as train_seconds
 ) -> dict: # what metrics.json holds
     "Measure one model on one split."
     (root, name), cfg, meta = find_dataset(dataset or run.cfg.dataset_name, run.cfg.root_dir), run.cfg, run.model.meta
@@ -119,7 +120,7 @@ def write_failures(
     said: list[dict], # what each caption names
     shown: list[dict], # what each image shows
     folder: str | Path, # there already
-):
+) -> None:
     "Write failures.png."
     fig = plot_failures(find_failures(scores, split, said, shown), shown)
     fig.savefig(Path(folder) / "failures.png", dpi=110)
@@ -141,7 +142,7 @@ def test_run(
     split: str = "test", # what to search
     out: str | Path | None = None, # where the results go; the run folder if None
     progress: bool = False, # show bars
-    **more, # further figures for metrics.json, such as train_seconds
+    **more: Any, # further figures for metrics.json, such as train_seconds
 ) -> dict: # what metrics.json holds
     "Evaluate a run's best checkpoint and leave the results in a folder."
     return examine(open_run(Path(folder) / "best.safetensors", cfg), None, split, out=out or folder, progress=progress, **more)
@@ -226,7 +227,7 @@ def test_many(
     datasets: list[str], # each a key of `LAYOUTS`, or a data set's folder
     split: str, # what to search
     out: Path, # folder of the results
-    **kwargs, # of `examine`
+    **kwargs: Any, # of `examine`
 ) -> tuple[dict, str]: # what metrics.json holds; Markdown
     "Every model on every data set."
     short, data = _distinct([r.name for r in runs]), _distinct(datasets)
@@ -287,7 +288,7 @@ def open_runs(
 
 # %% ../nbs/11d_protocol.ipynb #00cd3941
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     "cmlfa_test: test models."
     args = parse(argv)
     with embedding(): runs = open_runs(args)

@@ -30,7 +30,7 @@ class Tokens:
     text: torch.Tensor # text tokens, Q x L x D
     end: torch.Tensor # place of each caption's end token, Q
     mask: torch.Tensor # True where a token is looked at, Q x L
-    def globals(self): # v and t, G x D and Q x D
+    def globals(self) -> tuple[torch.Tensor, torch.Tensor]: # v and t, G x D and Q x D
         return self.image[:, 0], self.text[torch.arange(len(self.text)), self.end]
 
 @torch.no_grad()

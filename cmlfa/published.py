@@ -7,6 +7,7 @@ __all__ = ['LOSSES', 'WEIGHTS', 'Job', 'model_of', 'draw', 'prepared', 'uncut', 
            'PlainImage', 'PlainText', 'PlainLFA', 'PlainIRR', 'plain_names', 'Published', 'halve', 'count', 'flops']
 
 # %% ../nbs/17f_published.ipynb #574252e5
+from collections.abc import Callable
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
@@ -79,37 +80,38 @@ def uncut(
 # %% ../nbs/17f_published.ipynb #3f6aeb32
 class FullNorm(nn.LayerNorm):
     "Normalises in float32, whatever comes in."
-    def forward(self, x): return super().forward(x.float()).to(x.dtype)
+    def forward(self, x: torch.Tensor) -> torch.Tensor: return super().forward(x.float()).to(x.dtype)
 
 # %% ../nbs/17f_published.ipynb #5f289527
-def quick_gelu(x): return x * torch.sigmoid(1.702 * x)
+def quick_gelu(x: torch.Tensor) -> torch.Tensor: return x * torch.sigmoid(1.702 * x)
 
 class PlainBlock(nn.Module):
     "A transformer block, sequence first."
-    def __init__(self, dim, heads, act=quick_gelu):
+    def __init__(self, dim: int, heads: int, act: Callable[[torch.Tensor], torch.Tensor] = quick_gelu):
         super().__init__()
         self.ln_1, self.attn, self.ln_2, self.act = FullNorm(dim), nn.MultiheadAttention(dim, heads), FullNorm(dim), act
         self.mlp = nn.ModuleDict(dict(c_fc=nn.Linear(dim, 4 * dim), c_proj=nn.Linear(4 * dim, dim)))
 
-    def forward(self, x, mask=None, padding=None): # L x B x dim; L x L; True where nothing is, B x L
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None, padding: torch.Tensor | None = None) -> torch.Tensor: # L x B x dim; L x L; True where nothing is, B x L
         y = self.ln_1(x)
         x = x + self.attn(y, y, y, attn_mask=mask, key_padding_mask=padding, need_weights=False)[0]
         return x + self.mlp["c_proj"](self.act(self.mlp["c_fc"](self.ln_2(x))))
 
-def stack(dim, heads, layers): # with OpenAI's names
+def stack(dim: int, heads: int, layers: int) -> nn.ModuleDict: # with OpenAI's names
     return nn.ModuleDict(dict(resblocks=nn.ModuleList(PlainBlock(dim, heads) for _ in range(layers))))
 
 # %% ../nbs/17f_published.ipynb #b0a00b56
 class PlainImage(nn.Module):
     "The image tower."
-    def __init__(self, a):
+    def __init__(self, a: Arch):
         super().__init__()
         self.conv1 = nn.Conv2d(3, a.width, a.patch, a.stride, bias=False)
         self.class_embedding, self.positional_embedding = nn.Parameter(torch.empty(a.width)), nn.Parameter(torch.empty(a.grid[0] * a.grid[1] + 1, a.width))
         self.ln_pre, self.ln_post, self.proj = FullNorm(a.width), FullNorm(a.width), nn.Parameter(torch.empty(a.width, a.dim))
+        assert isinstance(a.layers, int) # no ResNet
         self.transformer = stack(a.width, a.heads, a.layers)
 
-    def forward(self, images): # B x 3 x h x w -> B x (1 + N) x D
+    def forward(self, images: torch.Tensor) -> torch.Tensor: # B x 3 x h x w -> B x (1 + N) x D
         x = self.conv1(images.to(self.proj.dtype)).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], 1) + self.positional_embedding.to(x.dtype)
         x = self.ln_pre(x).transpose(0, 1)
@@ -120,14 +122,14 @@ class PlainImage(nn.Module):
 class PlainText(nn.Module):
     "The text tower."
     mask: torch.Tensor # -inf where nobody looks, 77 x 77
-    def __init__(self, a):
+    def __init__(self, a: Arch):
         super().__init__()
         self.token_embedding, self.positional_embedding = nn.Embedding(a.vocab, a.text_width), nn.Parameter(torch.empty(a.context, a.text_width))
         self.transformer = stack(a.text_width, a.text_heads, a.text_layers)
         self.ln_final, self.text_projection = FullNorm(a.text_width), nn.Parameter(torch.empty(a.text_width, a.dim))
         self.register_buffer("mask", torch.full((a.context, a.context), float("-inf")).triu(1), persistent=False)
 
-    def forward(self, ids): # B x 77 -> B x 77 x D
+    def forward(self, ids: torch.Tensor) -> torch.Tensor: # B x 77 -> B x 77 x D
         dtype = self.text_projection.dtype
         x = (self.token_embedding(ids).to(dtype) + self.positional_embedding.to(dtype)).transpose(0, 1)
         for block in self.transformer["resblocks"].children(): x = block(x, self.mask.to(dtype))
@@ -136,13 +138,13 @@ class PlainText(nn.Module):
 # %% ../nbs/17f_published.ipynb #b070edf4
 class PlainLFA(nn.Module):
     "Prototypes."
-    def __init__(self, dim, prototypes, layers, heads=8):
+    def __init__(self, dim: int, prototypes: int, layers: int, heads: int = 8):
         super().__init__()
         self.prototypes = nn.Parameter(torch.empty(prototypes, dim))
         self.feed = nn.Sequential(FullNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(.3), nn.Linear(4 * dim, dim))
         self.blocks = nn.ModuleList(PlainBlock(dim, heads, F.gelu) for _ in range(layers))
 
-    def forward(self, tokens, padding=None): # B x N x D -> B x D
+    def forward(self, tokens: torch.Tensor, padding: torch.Tensor | None = None) -> torch.Tensor: # B x N x D -> B x D
         scores = self.prototypes.to(tokens.dtype) @ tokens.transpose(1, 2) / tokens.shape[-1] ** .5
         if padding is not None: scores = scores.masked_fill(padding[:, None], float("-inf"))
         z = scores.softmax(-1) @ tokens
@@ -153,14 +155,14 @@ class PlainLFA(nn.Module):
 # %% ../nbs/17f_published.ipynb #29741603
 class PlainIRR(nn.Module):
     "The cross-modal encoder and its head, at all positions."
-    def __init__(self, dim, vocab, depth):
+    def __init__(self, dim: int, vocab: int, depth: int):
         super().__init__()
         heads = max(1, dim // 64)
         self.encoder = nn.ModuleDict(dict(ln_text=FullNorm(dim), ln_image=FullNorm(dim), ln_post=FullNorm(dim),
             cross=nn.MultiheadAttention(dim, heads, batch_first=True), blocks=nn.ModuleList(PlainBlock(dim, heads) for _ in range(depth))))
         self.head = nn.ModuleDict(dict(dense=nn.Linear(dim, dim), ln=FullNorm(dim), fc=nn.Linear(dim, vocab)))
 
-    def forward(self, text, image, padding): # B x 77 x D, B x (1 + N) x D, B x 77 -> B x 77 x vocab
+    def forward(self, text: torch.Tensor, image: torch.Tensor, padding: torch.Tensor) -> torch.Tensor: # B x 77 x D, B x (1 + N) x D, B x 77 -> B x 77 x vocab
         e, image = self.encoder, self.encoder["ln_image"](image)
         x = e["cross"](e["ln_text"](text), image, image, need_weights=False)[0].transpose(0, 1)
         for block in e["blocks"].children(): x = block(x, padding=padding)
@@ -175,7 +177,7 @@ def plain_names(
 
 class Published(nn.Module):
     "The same four losses from the same weights, the published way."
-    def __init__(self, model): # a CMLFA, whose weights are copied
+    def __init__(self, model: CMLFA): # a CMLFA, whose weights are copied
         super().__init__()
         a, s = model.arch, model.settings
         self.tau, self.visual, self.text_encoder = s["temperature"], PlainImage(a), PlainText(a)
@@ -183,7 +185,7 @@ class Published(nn.Module):
         shapes = {k: v.shape for k, v in self.state_dict().items()}
         self.load_state_dict({k: v.reshape(shapes[k]) for k, v in plain_names(model.state_dict()).items()})
 
-    def forward(self, batch): # from `uncut`
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]: # from `uncut`
         ids, labels, padding = batch["ids"], batch["labels"], ~text_mask(batch["ids"])
         image_tokens, tokens = self.visual(batch["images"]), self.text_encoder(ids)
         image = (image_tokens[:, 0] + self.lfa(image_tokens[:, 1:])).float()
@@ -206,7 +208,7 @@ def halve(
     return model
 
 # %% ../nbs/17f_published.ipynb #983d85c9
-def count(fn) -> int: # FLOPs
+def count(fn: Callable[[], object]) -> int: # FLOPs
     "Operations in products of matrices and convolutions."
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH): fn()
     return counter.get_total_flops()
@@ -221,6 +223,6 @@ def flops(
         shapes = lambda batch: {k: tuple(map(fake.from_tensor, v)) if isinstance(v, tuple) else fake.from_tensor(v) for k, v in batch.items()}
         cut, whole = shapes(batch), shapes(uncut(batch))
         for m in (model, plain): m.to_empty(device="cpu")
-        runs = dict(published=lambda: total(plain(whole), WEIGHTS), ours=lambda: total(model(cut), WEIGHTS),
-            open_clip=lambda: model.image_encoder(whole["images"]).sum() + model.text_encoder(whole["ids"]).sum())
-        return {way: count(lambda run=run: run().backward()) / job.batch for way, run in runs.items()}
+        runs = dict(published=lambda: total(plain(whole), WEIGHTS).backward(), ours=lambda: total(model(cut), WEIGHTS).backward(),
+            open_clip=lambda: (model.image_encoder(whole["images"]).sum() + model.text_encoder(whole["ids"]).sum()).backward())
+        return {way: count(run) / job.batch for way, run in runs.items()}

@@ -87,13 +87,13 @@ class Reranked(Scores):
         self.rows, self.values = rows[order], np.concatenate(values)[order]
         self.start = np.searchsorted(items[order], np.arange(len(near) + 1))
 
-    def __len__(self): return len(self.scores)
-    def __getitem__(self, rows): # a number, a slice or a list of numbers
+    def __len__(self) -> int: return len(self.scores)
+    def __getitem__(self, rows: int | slice | list[int]) -> torch.Tensor:
         part = self.scores[rows]
         out = self.again(part[None] if part.ndim == 1 else part)
         return out[0] if part.ndim == 1 else out
     @property
-    def T(self): return Reranked(self.scores.T, *self.settings) # the other direction, with its own neighbours
+    def T(self) -> "Reranked": return Reranked(self.scores.T, *self.settings) # the other direction, with its own neighbours
 
     def again(self,
         part: torch.Tensor, # original scores of some queries, b x G
@@ -108,11 +108,11 @@ class Reranked(Scores):
         jaccard = torch.from_numpy(1 - out / (2 - out)).to(part.device)
         return -(weight * (1 - part.float()) + (1 - weight) * jaccard)
 
-    def mean(self, near, items, values): # of a query's own row and those of its nearest
+    def mean(self, near: np.ndarray, items: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]: # of a query's own row and those of its nearest
         sets, rows = blend([range(1 + len(near))], [items, *(self.sets[j] for j in near)], [values, *(self.weights[j] for j in near)])
         return sets[0], rows[0]
 
-    def common(self, items, values): # sum of the smaller weights, with each gallery row
+    def common(self, items: np.ndarray, values: np.ndarray) -> np.ndarray: # sum of the smaller weights, with each gallery row
         span = [slice(self.start[j], self.start[j + 1]) for j in items]
         lengths = [s.stop - s.start for s in span]
         small = np.minimum(np.concatenate([self.values[s] for s in span]), np.repeat(values, lengths))

@@ -9,6 +9,7 @@ __all__ = ['resnet_trunk', 'AttentionPool', 'ResNetEncoder', 'image_tower']
 import torch, torch.nn.functional as F
 from torch import nn
 from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg
+from typing_extensions import Self
 from .synth import UserError
 from .clip import Arch, ImageEncoder
 
@@ -59,7 +60,7 @@ class ResNetEncoder(nn.Module):
         self.trunk = resnet_trunk(arch)
         self.attnpool = AttentionPool(self.grid[0] * self.grid[1], 32 * arch.width, arch.heads, arch.dim)
 
-    def train(self, mode=True): # BatchNorm keeps its published statistics
+    def train(self, mode: bool = True) -> Self: # BatchNorm keeps its published statistics
         super().train(mode)
         for m in self.modules():
             if isinstance(m, nn.BatchNorm2d): m.eval()

@@ -12,6 +12,7 @@ import os
 import time
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 import torch
 from .synth import UserError
 from .data import Split
@@ -36,7 +37,7 @@ def check_data(
     before: list, # of a checkpoint, from `trained_on`
     split: Split, # training split now
     file: str | Path, # for the message
-):
+) -> None:
     "Refuse to go on with other data."
     if before == (now := trained_on(split)): return
     how = f"it began with {before[0]} images and {before[1]} captions, and there are {now[0]} and {now[1]} now" if before[:2] != now[:2] else "there are as many, but with other captions, people or names of images"
@@ -45,7 +46,7 @@ def check_data(
 # %% ../nbs/12d_resume.ipynb #f60f7660
 def standing(
     t: Trainer, # that trains
-    **changes, # what is different from where we stand
+    **changes: Any, # what is different from where we stand
 ) -> dict: # goes into a checkpoint's header
     "Where training stands: epochs finished, batches done of the next one, steps in all, the best score and who gave it."
     return dict(config=as_json(t.cfg), epoch=t.epoch, done=t.done, step=t.step, ranks=ranks(), best=t.best, selected_on=t.cfg.val_dataset,
@@ -54,8 +55,8 @@ def standing(
 # %% ../nbs/12d_resume.ipynb #7c5b7c6c
 def save_run(
     t: Trainer, # that trains; every process calls this
-    **changes, # of `standing`, such as an epoch that is finished
-):
+    **changes: Any, # of `standing`, such as an epoch that is finished
+) -> None:
     "Write last.safetensors: everything that is needed to go on."
     t.read()
     if not (t.main or t.sharded): return
@@ -72,7 +73,7 @@ def load_state(
     t: Trainer, # to be filled
     tensors: dict[str, torch.Tensor], # of a checkpoint
     file: str | Path, # for the message
-):
+) -> None:
     "Weights and the optimiser's memory; each process takes its slices, if they are shared out."
     bare = t.accelerator.unwrap_model(t.model)
     weights = [p for g in t.optimizer.param_groups for p in g["params"]] # by number

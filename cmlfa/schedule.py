@@ -64,7 +64,7 @@ def precision(
 # %% ../nbs/12a_schedule.ipynb #d935f3b3
 def set_deterministic(
     on: bool, # whether
-):
+) -> None:
     "Allow only operations that give the same bits each time."
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8") # what cuBLAS needs to know before its first call
     torch.use_deterministic_algorithms(on)
@@ -73,7 +73,7 @@ def set_deterministic(
 # %% ../nbs/12a_schedule.ipynb #73566e18
 def recompute(
     model: CMLFA, # changed in place
-):
+) -> None:
     "Let every transformer block forget its inside and compute it again on the way back."
     for block in blocks(model):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False) # nothing in a block is random
@@ -81,7 +81,7 @@ def recompute(
 # %% ../nbs/12a_schedule.ipynb #33fd1a7a
 def fuse_blocks(
     model: CMLFA, # changed in place
-):
+) -> None:
     "Let torch.compile fuse the operations inside every transformer block."
     if not any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++", "cl"))): raise UserError("compile: torch.compile needs a C++ compiler, and there is none here; install g++, or leave --compile out.")
     for block in blocks(model): block.forward = torch.compile(block.forward, dynamic=True) # captions are as long as they are

@@ -9,9 +9,12 @@ __all__ = ['STYLE', 'SIGNS', 'unit', 'combine', 'remarks', 'pixels', 'Query', 'H
 # %% ../nbs/13f_search.ipynb #66025c4f
 import base64, html, io, os, sys, textwrap, unicodedata, warnings
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -61,7 +64,7 @@ def remarks(
 def pixels(
     file: str | Path, # an image to look for
     size: tuple[int, int], # height, width
-): # tensor, 3 x height x width
+) -> torch.Tensor: # 3 x height x width
     "Read an image that is part of a question."
     if not os.path.isfile(file): raise UserError(f"image: {file}: there is no such file; give a JPEG, PNG or WebP file.")
     try: return load_image(file, size)
@@ -74,7 +77,7 @@ class Query:
     images: list[str] = field(default_factory=list) # files that show what is looked for
     unwanted: list[str] = field(default_factory=list) # sentences that must not hold
     mix: float = 0.5 # share of the images where there are texts too
-    def __str__(self): return " and ".join([*self.texts, *(f"like {Path(i).name}" for i in self.images)]) + "".join(f", not {n}" for n in self.unwanted)
+    def __str__(self) -> str: return " and ".join([*self.texts, *(f"like {Path(i).name}" for i in self.images)]) + "".join(f", not {n}" for n in self.unwanted)
     def vector(self,
         model: CMLFA, # that made the store
     ) -> np.ndarray: # a unit vector, D
@@ -96,20 +99,20 @@ class Hit:
     score: float # cosine, up to 1
     item: Item # the image and what is known of it
     @property
-    def file(self): return self.item.file
-    def __str__(self): return f"{self.rank:>3}  {self.score:.4f}  {plain(str(self.item.file))}"
+    def file(self) -> Path: return self.item.file
+    def __str__(self) -> str: return f"{self.rank:>3}  {self.score:.4f}  {plain(str(self.item.file))}"
 
 class Hits(list[Hit]):
     "An answer: hits, best first, with the question and remarks on it."
-    def __init__(self, hits, question="", notes=()): super().__init__(hits); self.question, self.notes = question, list(notes)
-    def __str__(self): return "\n".join([*map(str, self), *self.notes])
+    def __init__(self, hits: Iterable[Hit], question: str = "", notes: Iterable[str] = ()): super().__init__(hits); self.question, self.notes = question, list(notes)
+    def __str__(self) -> str: return "\n".join([*map(str, self), *self.notes])
     def _repr_html_(self): return sheet(self)
 
 class Searcher:
     "A model and a store, ready to be asked."
     def __init__(self,
-        store, # a folder, the address of a Milvus server, or a path that ends in .db
-        model=None, # as `CMLFA.from_pretrained` takes it; the one that made the store if None
+        store: str | Path, # a folder, the address of a Milvus server, or a path that ends in .db
+        model: str | Path | CMLFA | None = None, # as `CMLFA.from_pretrained` takes it; the one that made the store if None
         cpu: bool = False, # stay on the CPU
     ):
         self.store = open_store(store)
@@ -129,11 +132,11 @@ class Searcher:
 # %% ../nbs/13f_search.ipynb #222af8cc
 def search(
     query: str | list | Query, # a sentence, several that must all hold, or a `Query`
-    store, # a folder, the address of a Milvus server, or a path that ends in .db
+    store: str | Path, # a folder, the address of a Milvus server, or a path that ends in .db
     k: int = 10, # how many
     where: list | tuple = (), # conditions such as 'camera=3', all must hold
-    model=None, # the one that made the store if None
-    **more, # of `Query`: images, unwanted, mix
+    model: str | Path | CMLFA | None = None, # the one that made the store if None
+    **more: Any, # of `Query`: images, unwanted, mix
 ) -> Hits: # best first
     "Ask a store once."
     if not isinstance(query, Query): query = Query([query] if isinstance(query, str) else list(query or ()), **more)
@@ -207,7 +210,7 @@ def plot_hits(
 def save_hits(
     hits: Hits, # an answer
     file: str | Path, # ends in .html or .png
-):
+) -> None:
     "Write a contact sheet."
     try:
         if str(file).lower().endswith((".html", ".htm")):
@@ -220,12 +223,12 @@ def save_hits(
 
 # %% ../nbs/13f_search.ipynb #89127ef6
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     "The command `cmlfa_search`."
     p = Parser(prog="cmlfa_search", description="Search a store of images, made by cmlfa_index, with sentences and images.")
-    p.add_argument("text", metavar="TEXT", nargs="*", help="what to look for, a sentence in quotation marks; of several, all must hold")
-    p.add_argument("--and", dest="more", action="append", default=[], metavar="TEXT", help="a further sentence that must hold; may be repeated")
-    p.add_argument("--not", dest="unwanted", action="append", default=[], metavar="TEXT", help="a sentence that must not hold; may be repeated")
+    p.add_argument("text", type=str, metavar="TEXT", nargs="*", help="what to look for, a sentence in quotation marks; of several, all must hold")
+    p.add_argument("--and", type=str, dest="more", action="append", default=[], metavar="TEXT", help="a further sentence that must hold; may be repeated")
+    p.add_argument("--not", type=str, dest="unwanted", action="append", default=[], metavar="TEXT", help="a sentence that must not hold; may be repeated")
     p.add_argument("--image", action="append", default=[], metavar="FILE", help="an image that shows what is looked for; may be repeated")
     p.add_argument("--mix", type=float, default=0.5, help="share of the images where there is text too, 0 to 1 (default 0.5)")
     p.add_argument("--where", action="append", default=[], metavar="CONDITION", help="as in camera=3, folder=2024, 'size>1000'; may be repeated, all must hold")
@@ -236,7 +239,7 @@ def main(argv=None):
     p.add_argument("--html", metavar="FILE", help="write a contact sheet as a page")
     p.add_argument("--png", metavar="FILE", help="write a contact sheet as a picture")
     p.add_argument("--cpu", action="store_true", help="do not use a GPU")
-    a = p.parse_args(argv)
+    a = p.parse_args(argv) # type=str, since an empty sentence has an answer of its own
     for file, ends in ((a.html, (".html", ".htm")), (a.png, (".png",))):
         if file and not file.lower().endswith(ends): raise UserError(f"{file}: end the name in {ends[0]}.")
     hits = Searcher(a.store, a.model, a.cpu)(Query(a.text + a.more, a.image, a.unwanted, a.mix), a.k, a.where, a.exact)

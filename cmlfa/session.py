@@ -11,6 +11,7 @@ import html, io, json, os, tempfile, time, warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from PIL import Image
 from .synth import UserError
 from .data import MAX_PIXELS, check_rows, upright
@@ -63,7 +64,7 @@ class Ask:
     k: int = 12 # how many answers
     where: tuple[str, ...] = () # conditions, all must hold
     @property
-    def query(self): return Query([self.text] * bool(self.text), [f for f in (self.image, self.upload) if f], mix=self.mix)
+    def query(self) -> Query: return Query([self.text] * bool(self.text), [f for f in (self.image, self.upload) if f], mix=self.mix)
 
 @dataclass
 class Answer:
@@ -101,7 +102,7 @@ class Session:
         self.label = other.name if other else "" # what the second model is called
         self.changes = {} # word number to what stands in its place
         self._folder = tempfile.TemporaryDirectory(prefix="cmlfa-") # for uploads; gone with the session
-    def search(self, **changes): # of `Ask`
+    def search(self, **changes: Any) -> None: # of `Ask`
         "Ask anew."
         if "text" in changes: changes["text"] = check_text(changes["text"])
         ask = replace(self.ask, **changes)
@@ -113,12 +114,12 @@ class Session:
     def upload(self,
         data: bytes, # of a file
         size: int = 0, # that the sender says it has
-    ):
+    ) -> None:
         "Ask with a picture from outside."
         file = Path(self._folder.name) / f"the uploaded picture {time.monotonic_ns()}.png"
         read_upload(data, size).save(file)
         self.search(upload=str(file), image="")
-    def choose(self, rank: int, second=False): # from 1; of the second model's answer?
+    def choose(self, rank: int, second: bool = False) -> None: # from 1; of the second model's answer?
         "Look closer at a result."
         found = self.second if second else self.answer
         if found is None: raise UserError("choose: nothing was asked yet; search first.")
@@ -126,7 +127,7 @@ class Session:
     def compare(self,
         other: Gallery | None, # the same images, read by another model; None ends it
         label: str = "", # what it is called; its own name if empty
-    ):
+    ) -> None:
         "Add a second model."
         second = answer(other, self.ask) if other and self.answer else None
         self.other, self.second, self.label = other, second, label or (other.name if other else "") # only now, when it went well
@@ -163,7 +164,7 @@ def edited(self: Session) -> str: # a sentence
 def change(self: Session,
     number: int, # of a word of the question, from 0
     text: str | None = "", # what stands in its place; nothing switches it off; None: as it was
-):
+) -> None:
     "Edit one word."
     new = {k: v for k, v in self.changes.items() if k != number} | ({} if text is None else {number: check_text(text)})
     if not words(edit(self.ask.text, new)): raise UserError("what if: no word would be left; switch another one on first.")

@@ -65,7 +65,7 @@ def assembled(
 # %% ../nbs/09e_shard.ipynb #e8890d10
 def level(
     model: nn.Module, # sharded, after a backward pass
-):
+) -> None:
     "The mean gradient over all processes, for what every one of them holds whole."
     for p in model.parameters():
         if not isinstance(p, DTensor) and p.grad is not None: p.grad = rank_mean(p.grad)

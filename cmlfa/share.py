@@ -11,9 +11,10 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 import torch
 from fastcore.basics import patch
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -25,7 +26,7 @@ from .clip import Arch
 # %% ../nbs/08b_share.ipynb #7bac0bf7
 def sync_folder(
     folder: Path, # where files were renamed
-):
+) -> None:
     "Make the disk remember the names of files, not only what is in them."
     try: fd = os.open(folder, os.O_RDONLY)
     except OSError: return # a system that does not open folders
@@ -35,8 +36,8 @@ def sync_folder(
 def write_atomic(
     tensors: dict[str, torch.Tensor], # by name
     path: str | Path, # the safetensors file
-    **metadata, # kept in the header as JSON
-):
+    **metadata: Any, # kept in the header as JSON
+) -> None:
     "Write a safetensors file whole or not at all: a temporary file, then a rename, both on the disk."
     path = Path(path)
     part = path.with_suffix(".part")
@@ -86,7 +87,7 @@ def tokenizer_settings(
 def check_tokenizer(
     folder: Path, # a shared folder
     context: int, # what config.json says
-):
+) -> None:
     "Refuse a folder whose tokenizer is another one."
     theirs, ours = read_json(folder / "tokenizer_config.json"), tokenizer_settings(context)
     for k, v in ours.items():
@@ -98,7 +99,7 @@ MODELS = Path(__file__).parent / "models" if "__file__" in globals() else Path("
 def find_weights(
     name: str | Path, # bundled model, shared folder, run folder, safetensors file, or owner/name on the Hub
     models: Path = MODELS, # where the bundled ones lie
-    **download, # for huggingface_hub's snapshot_download: revision, token, cache_dir, local_files_only, force_download
+    **download: Any, # for huggingface_hub's snapshot_download: revision, token, cache_dir, local_files_only, force_download
 ) -> Path: # the safetensors file
     "Where the weights of a model lie; fetched from the Hub if need be."
     folder = models / name if os.path.isfile(models / name / "config.json") else Path(name)
@@ -194,8 +195,8 @@ class Saved(nn.Module, PyTorchModelHubMixin, library_name="cmlfa", tags=["person
 def save(self: Saved,
     path: str | Path, # the safetensors file
     tensors: dict[str, torch.Tensor] = {}, # more to keep beside the weights, such as an optimiser's state
-    **metadata, # kept in the header: configuration, step, score
-):
+    **metadata: Any, # kept in the header: configuration, step, score
+) -> None:
     "Write the weights with everything that is needed to build the model again."
     settings = self.settings | {"arch": asdict(self.arch)}
     write_atomic({f"model.{k}": v for k, v in self.state_dict().items()} | tensors, path, settings=settings, **metadata)
@@ -207,7 +208,7 @@ def _size(x): return " x ".join(map(str, x.shape)) or "one number"
 def fill(self: Saved,
     tensors: dict[str, torch.Tensor], # as `read_checkpoint` gives them
     path: str | Path, # for the message
-):
+) -> None:
     "Load the weights; a checkpoint of another shape is refused by the names that differ."
     state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     own = self.state_dict()
@@ -251,7 +252,7 @@ def load(cls: Saved,
 @patch
 def _save_pretrained(self: Saved,
     save_directory: Path, # there already
-):
+) -> None:
     "Weights and the tokenizer's settings; the mixin adds config.json and the card."
     write_atomic({f"model.{k}": v for k, v in self.state_dict().items()}, save_directory / "model.safetensors", **without_places(self.meta))
     (save_directory / "tokenizer_config.json").write_text(json.dumps(tokenizer_settings(self.arch.context), indent=1), encoding="utf-8")
@@ -259,8 +260,8 @@ def _save_pretrained(self: Saved,
 @patch
 def save_pretrained(self: Saved,
     save_directory: str | Path, # made if it is not there
-    **kwargs, # of the mixin: push_to_hub, repo_id, model_card_kwargs
-):
+    **kwargs: Any, # of the mixin: push_to_hub, repo_id, model_card_kwargs
+) -> str | None:
     "Write the folder that `from_pretrained` opens."
     try: return super(Saved, self).save_pretrained(save_directory, **kwargs)
     except OSError as e: raise UserError(f"{save_directory}: cannot be written ({e.strerror or e}); choose another folder.") from e
@@ -270,8 +271,8 @@ def save_pretrained(self: Saved,
 def generate_model_card(self: Saved,
     data: str = "Not recorded. Ask whoever gave you this model before you rely on it.", # what it was trained on, in a sentence
     where: str = "this folder", # its name for `from_pretrained`
-    **kwargs, # further fields of the mixin's card
-): # a huggingface_hub ModelCard
+    **kwargs: Any, # further fields of the mixin's card
+) -> ModelCard: # of huggingface_hub
     "The card with the facts of this model."
     a, n = self.arch, sum(p.numel() for p in self.parameters())
     k = self.settings["prototypes"]
@@ -284,7 +285,7 @@ def generate_model_card(self: Saved,
 @patch(cls_method=True)
 def from_pretrained(cls: Saved, # type: ignore[override] # the mixin calls the first one pretrained_model_name_or_path
     name: str | Path, # bundled model, shared folder, run folder, safetensors file, or owner/name on the Hub
-    **download, # for the Hub: revision, token, cache_dir, local_files_only, force_download
+    **download: Any, # for the Hub: revision, token, cache_dir, local_files_only, force_download
 ) -> Self: # on the CPU, in float32, in evaluation mode
     "Open a model, wherever it lies."
     file = find_weights(name, **download)
@@ -313,7 +314,7 @@ def for_search(self: Saved) -> Self: # a copy on the CPU, in evaluation mode
 def push_to_hub(self: Saved,
     repo_id: str, # owner/name
     model_card_kwargs: dict | None = None, # see `generate_model_card`
-    **kwargs, # of the mixin: private, token, branch, commit_message
+    **kwargs: Any, # of the mixin: private, token, branch, commit_message
 ) -> str: # the address of what was uploaded
     "Upload the folder that `save_pretrained` would write."
     try: return super(Saved, self).push_to_hub(repo_id, model_card_kwargs=dict(where=repo_id) | (model_card_kwargs or {}), **kwargs)

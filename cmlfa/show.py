@@ -16,11 +16,11 @@ from .search import Hit, thumbnail
 from .why import Why, heat, words_html
 from .whatif import Move
 from .gallery import Gallery, identity
-from .session import Ask, stamp
+from .session import Answer, Ask, stamp
 
 # %% ../nbs/14f_show.ipynb #4aa2233d
 def safe(
-    text, # anything; from anybody
+    text: object, # anything; from anybody
 ) -> str: # HTML that shows it
     "Text as text."
     return f"<bdi>{html.escape(str(text))}</bdi>"
@@ -197,7 +197,7 @@ def status(
     return f'<p role="{"alert" if kind == "error" else "status"}" class="status {kind}">{safe(text)}</p>'
 
 def found(
-    answer, # an `Answer`
+    answer: Answer, # hits, and what is known of them
     who: str = "", # which model, where there are two
 ) -> str: # a sentence
     "What a search found, in words."

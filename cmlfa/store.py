@@ -38,10 +38,10 @@ class Store:
             with _whole(self.folder): self._open(model, write)
         except BaseException: self.close(); raise # the lock is free again at once
         self._map, self._ann = np.empty((0, self.model.dim), np.float16), (None, None)
-    def __len__(self): return self.db.execute("SELECT count(*) FROM items").fetchone()[0]
+    def __len__(self) -> int: return self.db.execute("SELECT count(*) FROM items").fetchone()[0]
     def __enter__(self) -> Self: return self
-    def __exit__(self, *_): self.close()
-    def close(self):
+    def __exit__(self, *_: object) -> None: self.close()
+    def close(self) -> None:
         "Give the lock back."
         for x in map(vars(self).get, ("db", "_lock")): # what is open so far
             if x is not None: x.close()
@@ -111,7 +111,7 @@ def _append(self: Store, vectors, n): # vectors behind the n that count
 def put(self: Store,
     items: list[Item], # new or changed
     vectors: np.ndarray | None = None, # their unit vectors, n x D; None: only the facts have changed
-):
+) -> None:
     "Add images, or change what is known of them; all of these or none."
     facts = lambda i: (i.root, i.path, i.folder, i.size, i.mtime, i.hash, json.dumps(i.meta, ensure_ascii=False))
     if vectors is not None: items, vectors = [items[k] for k in latest(items)], np.asarray(vectors)[latest(items)]
@@ -137,7 +137,7 @@ def _remember(self: Store, items): # with what was said about them before their 
 @patch
 def remove(self: Store,
     items: list[Item], # of this store
-):
+) -> None:
     "Forget images; their rows become holes."
     with transaction(self.db):
         self.db.executemany("INSERT OR IGNORE INTO holes SELECT row FROM items WHERE row=?", [(i.row,) for i in items]) # only of images that are there
@@ -248,7 +248,7 @@ def part(self: Store,
     return Store(self.folder / "parts" / str(rank), self.model, write=True)
 
 @patch
-def gather(self: Store):
+def gather(self: Store) -> None:
     "Take over what the parts hold."
     for folder in sorted((self.folder / "parts").glob("*")):
         if not (folder / "manifest.json").exists(): shutil.rmtree(folder); continue # a kill cut the removal below short

@@ -31,8 +31,8 @@ class Interval:
     high: float # upper end
     n: int # numbers
     @property
-    def off(self): return (self.high - self.low) / 2 # half its width
-    def __str__(self): return f"{self.mean:.1f} ± {self.off:.1f}" if self.n > 1 else f"{self.mean:.1f} (one seed)"
+    def off(self) -> float: return (self.high - self.low) / 2 # half its width
+    def __str__(self) -> str: return f"{self.mean:.1f} ± {self.off:.1f}" if self.n > 1 else f"{self.mean:.1f} (one seed)"
 
 def interval(
     values: list[float], # one a seed

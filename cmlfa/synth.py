@@ -10,11 +10,13 @@ __all__ = ['SIZES', 'LAYOUTS', 'SPLITS', 'VERSION', 'UserError', 'plain', 'comma
 # %% ../nbs/00_synth.ipynb #e14fd2ff
 import argparse, errno, functools, hashlib, itertools, json, multiprocessing, os, re, signal, sys, threading, time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import Any, NoReturn, ParamSpec
 from tqdm import tqdm
 
 from .caption import OFTEN, neighbour, sample_identity, visible
@@ -28,7 +30,7 @@ class UserError(ValueError):
 
 # %% ../nbs/00_synth.ipynb #051db2c0
 def plain(
-    text: str, # perhaps from a stranger
+    text: str | Path, # perhaps from a stranger
 ) -> str: # fit for a terminal
     "Text without what would write elsewhere on a terminal."
     return "".join(c if c.isprintable() else "?" for c in str(text))
@@ -45,9 +47,11 @@ def _lost(): # can what is printed not be written any more? Then it goes nowhere
     try: os.write(sys.stdout.fileno(), b"\n")
     except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return True
 
+_Args = ParamSpec("_Args") # of any command
+
 def command(
-    fn, # the body of a console command
-): # the same, with errors for people
+    fn: Callable[_Args, None], # the body of a console command
+) -> Callable[_Args, None]: # the same, with errors for people
     "Turn a `UserError`, and a place that cannot be read or written, into one line on stderr and exit status 2, and Ctrl-C into status 130; catch nothing else."
     @functools.wraps(fn)
     def run(*args, **kwargs):
@@ -78,15 +82,15 @@ def _read(kind, name): # how an argument becomes a number
     return read
 
 def _given(text): # an argument that is there
-    if not text.strip(): raise argparse.ArgumentTypeError("is empty; give a value, or leave it out")
+    if not text.strip(): raise argparse.ArgumentTypeError("is empty; give a value")
     return text
 
 class Parser(argparse.ArgumentParser):
     "A command line whose faults are one sentence, with nothing empty, shortened or endless."
-    def __init__(self, *args, **kwargs): # of argparse's own
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+    def __init__(self, prog: str | None = None, **kwargs: Any): # of argparse's own
+        super().__init__(prog, allow_abbrev=False, **kwargs)
         for kind, read in ((int, _read(int, "whole number")), (float, _read(float, "number")), (None, _given)): self.register("type", kind, read)
-    def error(self, message): raise UserError(f"{message}; see {self.prog} --help.")
+    def error(self, message: str) -> NoReturn: raise UserError(f"{message}; see {self.prog} --help.")
 
 # %% ../nbs/00_synth.ipynb #3568e00a
 @dataclass(frozen=True)
@@ -242,9 +246,9 @@ def _save(folder, records, jobs, header): # the two JSON files
     (folder / "attributes.json").write_text(dump({"header": header, "identities": identities, "images": images}), encoding="utf-8")
 
 # %% ../nbs/00_synth.ipynb #2bd9b41e
-def usable_cores(): return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1 # by this process
+def usable_cores() -> int: return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1 # by this process
 
-def ignore_interrupts(): # in a process that helps: Ctrl-C is for its parent, and without a parent it ends
+def ignore_interrupts() -> None: # in a process that helps: Ctrl-C is for its parent, and without a parent it ends
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if parent := multiprocessing.parent_process(): threading.Thread(target=lambda p: (p.join(), os._exit(1)), args=(parent,), daemon=True).start() # or it would wait for work for ever
 
@@ -280,7 +284,7 @@ def _begin(part, header, cameras, progress): # the hidden folder, and what to sa
         else: print(f"note: {f} holds {n} images of a drawing that was interrupted ({what}); ask for that again to go on with it, or remove it.")
 
 def write_synth(
-    out, # folder that will hold the data set's folder
+    out: str | Path, # folder that will hold the data set's folder
     size: str | Size = "demo", # one of SIZES, or a Size
     layout: str = "CUHK-PEDES", # one of LAYOUTS
     seed: int = 0, # the same seed gives the same bytes

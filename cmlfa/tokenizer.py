@@ -10,6 +10,7 @@ import html
 from array import array
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 import ftfy
 import numpy as np
@@ -19,6 +20,8 @@ from fastcore.basics import patch
 
 from .synth import UserError
 from .bpe import END, MASK, PAD, SPECIALS, START, VOCAB_SIZE, byte_signs, vocabulary, word_ids
+
+if TYPE_CHECKING: from matplotlib.axes import Axes # which is loaded only to draw
 
 # %% ../nbs/01_tokenizer.ipynb #3d992d8a
 _WORD = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
@@ -49,7 +52,7 @@ CUT = "\n" # in the place of a chunk: the caption ends here
 class _Memory(dict):
     "Chunk of text -> the bytes of its ids, worked out at the first use."
     limit, longest = 65536, 64                             # chunks, characters of one
-    def __missing__(self, chunk):
+    def __missing__(self, chunk: str) -> bytes:
         words = split_words(chunk)
         if chunk == CUT: ids = array("H", [END]).tobytes()
         elif words == [chunk]: ids = array("H", word_ids(chunk)).tobytes()
@@ -78,7 +81,7 @@ class Tokenizer:
         "Clean a text, and turn it into ids."
         return self._flat(chunks(_text(text))).tolist()
 
-    def __reduce__(self): return Tokenizer, (self.context_length,)
+    def __reduce__(self) -> tuple: return Tokenizer, (self.context_length,)
 
 def _text(text):
     "Refuse a caption that is no text."
@@ -160,10 +163,10 @@ def decode(self: Tokenizer,
 # %% ../nbs/01_tokenizer.ipynb #594e5336
 def show_tokens(
     pieces: list, # names of tokens, as `Tokenizer.pieces` gives them
-    ax=None, # axes to draw on, new ones if None
+    ax: "Axes | None" = None, # axes to draw on, new ones if None
     colours: list | None = None, # one colour a token; None colours word by word
     width: int = 84, # characters in a line
-): # the axes
+) -> "Axes": # the axes
     "Draw a caption as a strip of tokens."
     import matplotlib.pyplot as plt  # here, so that training does not load it
     if ax is None: ax = plt.subplots(figsize=(8.5, 1.1), dpi=100)[1]

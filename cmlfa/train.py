@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Validate', 'Checkpoint', 'tokenise', 'run_folder', 'Alone', 'model_of', 'go_on', 'make_trainer', 'too_large', 'roomy',
-           'train', 'one_voice', 'main']
+           'train', 'main']
 
 # %% ../nbs/12f_train.ipynb #35f53fbc
 import os
-import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +18,11 @@ try: import fcntl
 except ImportError: fcntl = None # type: ignore[assignment] # Windows, where nobody looks whether a folder is in use
 from accelerate.utils import set_seed
 from torch.utils.data import Dataset
+from typing_extensions import Self
 from .synth import UserError, command
 from .tokenizer import Tokenizer
 from .data import Split
-from .gather import rank_mean, ranks
+from .gather import beside, one_voice, rank_mean, ranks
 from .batches import Augment, Pairs, train_loader
 from .pack import Packed, open_splits, packed_ids
 from .model import CMLFA, build_model
@@ -41,7 +42,7 @@ class Validate(Callback):
         images: Dataset, # of the chosen split
     ): self.log, self.images = log, images
 
-    def after_epoch(self, t):
+    def after_epoch(self, t: Trainer) -> None:
         t.report = {}
         if (t.epoch + 1) % t.cfg.eval_period and t.epoch + 1 < t.cfg.num_epoch: return
         t.seen = model = t.plain()
@@ -57,19 +58,19 @@ class Validate(Callback):
 # %% ../nbs/12f_train.ipynb #b61f81e4
 class Checkpoint(Callback):
     "Everything that is needed to go on, every some steps, after each epoch, and at a stop."
-    def after_step(self, t):
+    def after_step(self, t: Trainer) -> None:
         every = t.cfg.checkpoint_steps
         if every and t.step % every == 0 and t.done < len(t.loader): save_run(t)
 
-    def after_epoch(self, t): save_run(t, epoch=t.epoch + 1, done=0)
-    def after_stop(self, t): save_run(t)
+    def after_epoch(self, t: Trainer) -> None: save_run(t, epoch=t.epoch + 1, done=0)
+    def after_stop(self, t: Trainer) -> None: save_run(t)
 
 # %% ../nbs/12f_train.ipynb #31fd0f74
 def tokenise(
     split: Split, # training split
     tokenizer: Tokenizer, # with the context
     long_captions: str = "cut", # cut, or refuse
-    say=print, # gets a sentence if captions were cut
+    say: Callable[[str], object] = print, # gets a sentence if captions were cut
     packed: torch.Tensor | None = None, # ids from a pack, if there are any
 ) -> torch.Tensor: # ids, captions x context
     "Token ids of all captions, once."
@@ -96,7 +97,7 @@ class Alone(Callback):
     lock = None
     def take(self,
         folder: Path, # the run's, which is there
-    ):
+    ) -> None:
         "Take the folder, or say who has it."
         self.lock = open(folder / "lock", "a+")
         try: fcntl and fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,21 +110,21 @@ class Alone(Callback):
 
     def begin(self,
         folder: Path, # the run's
-    ):
+    ) -> None:
         "Make the folder and take it, unless it was there and is taken already."
         if self.lock: return
         folder.mkdir(parents=True, exist_ok=True)
         self.take(folder)
         if (folder / "configs.yaml").exists(): raise UserError(f"{folder}: another process has begun a run here meanwhile; choose another --name, or go on with it with --resume.")
 
-    def after_fit(self, t): self.release()
+    def after_fit(self, t: Trainer) -> None: self.release()
 
-    def release(self):
+    def release(self) -> None:
         if self.lock: self.lock.close()
 
-    def __enter__(self): return self
+    def __enter__(self) -> Self: return self
 
-    def __exit__(self, *error): self.release()
+    def __exit__(self, *error: object) -> None: self.release()
 
 # %% ../nbs/12f_train.ipynb #361e3576
 def model_of(
@@ -202,7 +203,7 @@ def too_large(
 def roomy(
     cfg: Config, # settings
     doing: str, # as for `too_large`
-):
+) -> Iterator[None]:
     "A memory that is full in here is said in a sentence."
     try: yield
     except (RuntimeError, MemoryError) as e:
@@ -233,20 +234,10 @@ def train(
         return report
 
 # %% ../nbs/12f_train.ipynb #16dd50f2
-@contextmanager
-def one_voice():
-    "Of several processes the first one speaks; another only if the first has nothing to say."
-    try: yield
-    except (UserError, KeyboardInterrupt) as e:
-        if not (number := int(os.environ.get("RANK", 0))): raise
-        if isinstance(e, KeyboardInterrupt): sys.exit(130)
-        time.sleep(30) # when the first process ends by the same error, its launcher ends this one meanwhile
-        raise UserError(f"process {number}: {e}") from e
-
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     "cmlfa_train: train a model."
-    with one_voice():
+    with one_voice(), beside("training"):
         cfg = parse_args(argv)
         try:
             train(cfg)

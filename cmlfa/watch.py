@@ -30,9 +30,10 @@ from .batches import MEAN, STD, Files, normalise
 from .lfa import attend
 from .gather import ranks
 from .model import CMLFA
-from .loop import Callback
+from .loop import Callback, Trainer
 from .checkpoint import as_json
 from .config import Config
+from .measures import Scores
 try: import resource
 except ImportError: resource = None # type: ignore[assignment] # on Windows
 
@@ -46,23 +47,23 @@ class Log(Callback):
 
     def write(self,
         text: str, # a line or more
-    ):
+    ) -> None:
         "One entry."
         if not self.quiet: tqdm.write(text)
         with open(self.file, "a", encoding="utf-8") as f: f.write(time.strftime("%Y-%m-%d %H:%M:%S ") + text + "\n")
 
-    def before_epoch(self, t): self.sums, self.n, self.start = {}, 0, time.time()
+    def before_epoch(self, t: Trainer) -> None: self.sums, self.n, self.start = {}, 0, time.time()
 
-    def after_read(self, t):
+    def after_read(self, t: Trainer) -> None:
         self.n += len(t.rows)
         for row in t.rows:
             for name in row.keys() - {"step", "epoch"}: self.sums[name] = self.sums.get(name, 0.) + row[name]
         self.order = [name for name in t.rows[0] if name in self.sums]
         if t.step % t.cfg.log_period == 0: self.write(f"epoch {t.epoch + 1} step {t.step}: {self.means()}, rate {t.rates[0] * t.scale():.2e}")
 
-    def means(self): return ", ".join(f"{name} {self.sums[name] / self.n:.3f}" for name in self.order)
+    def means(self) -> str: return ", ".join(f"{name} {self.sums[name] / self.n:.3f}" for name in self.order)
 
-    def after_epoch(self, t):
+    def after_epoch(self, t: Trainer) -> None:
         if not self.n: return # the epoch was finished before the run was stopped
         pairs = self.n * t.cfg.batch_size * ranks() / (time.time() - self.start)
         self.write(f"epoch {t.epoch + 1}/{t.cfg.num_epoch}: {self.means()}, {pairs:.0f} pairs/s")
@@ -84,21 +85,21 @@ class History(Callback):
     def add(self,
         rows: list[dict], # plain values
         mode: str = "a", # w: instead of what is there
-    ):
+    ) -> None:
         "Write rows, onto the disk."
         with open(self.file, mode, encoding="utf-8") as f:
             f.writelines(json.dumps(r) + "\n" for r in rows)
             f.flush()
             os.fsync(f.fileno())
 
-    def before_fit(self, t):
+    def before_fit(self, t: Trainer) -> None:
         kept = [r for r in self.rows() if (r["epoch"] < t.epoch if "t2i" in r else r["step"] < t.step)]
         whole = History(self.file.with_suffix(".jsonl.part"))
         whole.add(kept, "w")
         os.replace(whole.file, self.file)
 
-    def after_read(self, t): self.add(t.rows)
-    def after_epoch(self, t):
+    def after_read(self, t: Trainer) -> None: self.add(t.rows)
+    def after_epoch(self, t: Trainer) -> None:
         if t.report: self.add([dict(step=t.step, epoch=t.epoch) | {k: t.report[k] for k in ("t2i", "i2t")}])
 
 # %% ../nbs/12e_watch.ipynb #14f323bd
@@ -110,15 +111,15 @@ def memory() -> float: # GB
 
 class Progress(Callback):
     "A bar with the loss, pairs a second, memory, and the time left."
-    def before_fit(self, t):
+    def before_fit(self, t: Trainer) -> None:
         self.bar, self.since = tqdm(total=t.cfg.num_epoch * len(t.loader), initial=t.position, unit="step", dynamic_ncols=True, disable=None), (t.step, time.time()) # no bar where nobody looks
 
-    def after_fit(self, t):
+    def after_fit(self, t: Trainer) -> None:
         if hasattr(self, "bar"): self.bar.close()
 
-    def after_step(self, t): self.bar.update()
+    def after_step(self, t: Trainer) -> None: self.bar.update()
 
-    def after_read(self, t):
+    def after_read(self, t: Trainer) -> None:
         (step, start), self.since = self.since, (t.step, time.time())
         pairs = (t.step - step) * t.cfg.batch_size * ranks() / max(1e-9, time.time() - start)
         self.bar.set_postfix(epoch=t.epoch + 1, loss=f"{t.rows[-1]['loss']:.2f}", best=f"{t.best:.1f}", pairs_s=f"{pairs:.0f}", GB=f"{memory():.1f}")
@@ -143,7 +144,7 @@ def framed(
 
 # %% ../nbs/12e_watch.ipynb #44dde84f
 def ranking_picture(
-    scores: torch.Tensor, # similarity of captions (rows) and images, Q x G
+    scores: Scores | torch.Tensor, # similarity of captions (rows) and images, Q x G
     split: Split, # what was searched
     size: tuple[int, int] = (96, 48), # height, width of an image
     rows: int = 4, # sentences, evenly spread
@@ -171,35 +172,35 @@ def attention_picture(
 
 # %% ../nbs/12e_watch.ipynb #7ea50002
 def one_line(
-    died, # what a thread ended with, as `threading.excepthook` is told
-):
+    died: threading.ExceptHookArgs, # what a thread ended with, as `threading.excepthook` is told
+) -> None:
     "A thread that cannot write says so in a line."
-    if not issubclass(died.exc_type, OSError): return threading.__excepthook__(died)
-    print(f"{died.thread.name} has ended: {died.exc_value}", file=sys.stderr)
+    if not issubclass(died.exc_type, OSError): threading.__excepthook__(died)
+    else: print(f"{died.thread.name if died.thread else 'a thread'} has ended: {died.exc_value}", file=sys.stderr)
 
 # %% ../nbs/12e_watch.ipynb #46e85118
 class TensorBoard(Callback):
     "Losses, rates and the gradient's norm at each log step; retrieval and pictures after each evaluation."
-    def before_fit(self, t):
+    def before_fit(self, t: Trainer) -> None:
         self.writer, self.files = SummaryWriter(t.folder / "tensorboard", purge_step=t.step + 1), Files(t.val.paths, t.cfg.img_size)
         self.hook, threading.excepthook = threading.excepthook, one_line
 
-    def after_fit(self, t):
+    def after_fit(self, t: Trainer) -> None:
         if not hasattr(self, "writer"): return
         try: self.writer.close()
         finally: threading.excepthook = self.hook
 
-    def after_read(self, t):
+    def after_read(self, t: Trainer) -> None:
         if t.step % t.cfg.log_period: return
         for name in t.rows[-1].keys() - {"step", "epoch"}: self.writer.add_scalar(name if name in ("norm", "temperature") else f"loss/{name}", t.rows[-1][name], t.step)
         for g in t.optimizer.param_groups: self.writer.add_scalar(f"rate/{g['name']}", g["lr"], t.step)
 
-    def after_epoch(self, t):
+    def after_epoch(self, t: Trainer) -> None:
         for way in ("t2i", "i2t"):
             for k, v in t.report.get(way, {}).items(): self.writer.add_scalar(f"{t.cfg.val_dataset} {way}/{k}", v, t.step)
-        if t.batch and t.report: self.pictures(t, t.seen)
+        if t.batch and t.report and t.seen: self.pictures(t, t.seen)
 
-    def pictures(self, t, model):
+    def pictures(self, t: Trainer, model: CMLFA) -> None:
         "The last batch, the rankings, the prototypes."
         self.writer.add_image("batch", batch_picture(t.batch["images"]), t.step)
         self.writer.add_text("batch", "\n\n".join(model.tokenizer.decode(ids) for ids in t.batch["ids"][:8].tolist()), t.step)
@@ -219,23 +220,23 @@ class Trackers(Callback):
             if n not in LOGGER_TYPE_TO_CLASS: raise UserError(f"trackers: {n!r} is unknown; choose from {', '.join(LOGGER_TYPE_TO_CLASS)}, joined by '+'.")
             if n not in map(str, get_available_trackers()): raise UserError(f"trackers: {n} is not installed here; install it, or leave it out.")
 
-    def before_fit(self, t):
+    def before_fit(self, t: Trainer) -> None:
         for kind in map(LOGGER_TYPE_TO_CLASS.get, self.names):
             self.running.append(kind(t.cfg.name, t.folder / "trackers") if kind.requires_logging_directory else kind(t.cfg.name))
             self.running[-1].start()
             self.running[-1].store_init_configuration({k: v if isinstance(v, (int, float, str)) else str(v) for k, v in as_json(t.cfg).items()})
 
-    def after_fit(self, t):
+    def after_fit(self, t: Trainer) -> None:
         for tracker in self.running: tracker.finish()
 
-    def send(self, t, values):
+    def send(self, t: Trainer, values: dict[str, float]) -> None:
         "The same values to all."
         for tracker in self.running: tracker.log(values, step=t.step)
 
-    def after_read(self, t):
+    def after_read(self, t: Trainer) -> None:
         if t.step % t.cfg.log_period == 0: self.send(t, {k: v for k, v in t.rows[-1].items() if k != "step"} | {f"rate/{g['name']}": g["lr"] for g in t.optimizer.param_groups})
 
-    def after_epoch(self, t):
+    def after_epoch(self, t: Trainer) -> None:
         if t.report: self.send(t, {f"{t.cfg.val_dataset} {way}/{k}": v for way in ("t2i", "i2t") for k, v in t.report.get(way, {}).items()})
 
 # %% ../nbs/12e_watch.ipynb #725f33b7

@@ -11,6 +11,7 @@ import io, json, pickle, warnings, zipfile
 from collections import OrderedDict
 from functools import reduce
 from pathlib import Path
+from typing import Any
 import torch
 from safetensors.torch import load_file
 from .synth import UserError
@@ -18,7 +19,7 @@ from .synth import UserError
 # %% ../nbs/04b_weights.ipynb #4131af91
 def read_pickle(
     file: str | Path, # what torch.save wrote
-): # tensors, in whatever containers it holds them
+) -> Any: # tensors, in whatever containers it holds them
     "Read a pickle's tensors; anything but tensors and plain containers is refused, and so is a wrong checksum."
     if zipfile.is_zipfile(file) and (bad := zipfile.ZipFile(file).testzip()): raise zipfile.BadZipFile(f"{bad} has another checksum")
     with warnings.catch_warnings(record=True): return torch.load(file, map_location="cpu", weights_only=True)
@@ -26,7 +27,7 @@ def read_pickle(
 # %% ../nbs/04b_weights.ipynb #a3d8fed6
 class _Inert:
     "Stands for any object of a program: it keeps attributes and does nothing."
-    def __setstate__(self, state):
+    def __setstate__(self, state: object) -> None:
         if not isinstance(state, dict): raise pickle.UnpicklingError("an object with its own way of loading is not allowed")
         self.__dict__.update(state)
 
@@ -34,11 +35,11 @@ def _rebuilt(numbers, offset, shape, stride, *_): return numbers.as_strided(shap
 
 class _Archive(pickle.Unpickler):
     "Reads the objects of a TorchScript archive; of its names only tensors and inert objects are allowed."
-    def __init__(self, archive):
+    def __init__(self, archive: zipfile.ZipFile):
         self.archive, self.root = archive, next(n for n in archive.namelist() if n.endswith("/data.pkl")).removesuffix("/data.pkl")
         super().__init__(io.BytesIO(archive.read(f"{self.root}/data.pkl")))
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if module.startswith("__torch__"): return _Inert
         if module == "torch.jit._pickle": return lambda value, *_: value # a value with its type
         if module == "torch" and name.endswith("Storage"): return getattr(torch, name).dtype
@@ -46,7 +47,7 @@ class _Archive(pickle.Unpickler):
         if f"{module}.{name}" not in allowed: raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
         return allowed[f"{module}.{name}"]
 
-    def persistent_load(self, pid): # ("storage", type, name of the record, device, length)
+    def persistent_load(self, pid: tuple) -> torch.Tensor: # ("storage", type, name of the record, device, length)
         data = bytearray(self.archive.read(f"{self.root}/data/{pid[2]}")) # zipfile checks the checksum
         return torch.frombuffer(data, dtype=pid[1]) if data else torch.empty(0, dtype=pid[1])
 
@@ -135,7 +136,7 @@ _NEEDED = "positional_embedding", "token_embedding.weight", "text_projection", "
 def check_clip(
     state: dict[str, torch.Tensor], # by OpenAI's names, if it is a CLIP
     file: str | Path, # for the message
-):
+) -> None:
     "Refuse what is no CLIP with a vision transformer or a ResNet, and numbers that are none."
     kind = ("visual.attnpool.positional_embedding",) if "visual.layer1.0.conv1.weight" in state else ("visual.class_embedding", "visual.positional_embedding", "visual.proj")
     missing = [k for k in (*_NEEDED, *kind) if k not in state]
@@ -146,7 +147,7 @@ def check_clip(
 
 # %% ../nbs/04b_weights.ipynb #34165cd4
 def unwrap(
-    held, # whatever a file held
+    held: Any, # whatever a file held
     most: float = float("inf"), # numbers that the file can have room for
 ) -> dict[str, torch.Tensor]: # the tensors in it by name, in float32
     "Take the state dict out of what trainers put around it."

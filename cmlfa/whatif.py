@@ -7,12 +7,14 @@ __all__ = ['suggest', 'edit', 'switch', 'swap', 'Move', 'moves', 'moves_among', 
 
 # %% ../nbs/14b_whatif.ipynb #acf8d6bc
 import re, textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from PIL import Image
 from .caption import ATTRIBUTES, WORDS
 from .synth import UserError
 from .search import Hit
@@ -144,7 +146,7 @@ def moves_among(
 # %% ../nbs/14b_whatif.ipynb #37a73f3c
 def plot_moves(
     found: list[Move], # from `moves` or `moves_among`
-    image, # of an item: a function to a PIL image, or None if it is gone
+    image: Callable[[Any], Image.Image | None], # of an item: a function to a PIL image, or None if it is gone
     before: str, # the sentence that was asked first
     after: str, # the sentence that was asked then
     k: int = 10, # places in each row

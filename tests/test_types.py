@@ -1,4 +1,5 @@
 """What mypy is shown: patched methods inside their class, in a copy and in the stubs of the built package; and the mistakes that it found."""
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,26 @@ def test_an_installed_package_comes_with_stubs_for_patched_classes_alone(tmp_pat
     assert {"tokenizer", "store", "model"} <= stubs and "losses" not in stubs
     assert "def __call__(self, texts" in (tmp_path / "cmlfa" / "tokenizer.pyi").read_text(encoding="utf-8")
     assert not list((root / "cmlfa").glob("*.pyi"))
+
+
+def untyped(source: str) -> list[str]:
+    "Public functions and methods of a module whose arguments or result have no type."
+    found = []
+    def look(body, inside=""):
+        for n in body:
+            if isinstance(n, ast.ClassDef) and not n.name.startswith("_"): look(n.body, f"{n.name}.")
+            if not isinstance(n, ast.FunctionDef) or n.name.startswith("_") and not n.name.startswith("__"): continue
+            args = n.args.posonlyargs + n.args.args + n.args.kwonlyargs + [a for a in (n.args.vararg, n.args.kwarg) if a]
+            first = 1 if inside and not any(ast.unparse(d) == "staticmethod" for d in n.decorator_list) else 0 # self or cls
+            if not all(a.annotation for a in args[first:]) or not n.returns and n.name != "__init__": found.append(inside + n.name)
+    look(ast.parse(source).body)
+    return found
+
+
+def test_every_public_function_has_all_its_types():
+    assert untyped("def f(a: int, *b): ...\ndef g(): ...\ndef _h(a): ...\nclass A:\n def __init__(self): ...\n def m(self, a) -> None: ...\n def k(self) -> int: ...") == ["f", "g", "A.m"]
+    left = {f.name: untyped(fold.fold(f.read_text(encoding="utf-8"))[0]) for f in (fold.ROOT / "cmlfa").glob("*.py")}
+    assert not {k: v for k, v in left.items() if v}
 
 
 def test_without_open_clip_both_who_need_it_say_how_to_get_it(monkeypatch):

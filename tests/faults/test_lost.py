@@ -1,4 +1,4 @@
-"""A process of a training that is killed, and one that hangs: the others end, and the run goes on from its last checkpoint."""
+"""One of two processes is killed, or hangs: the other one ends and says so, and the work goes on from where it was. First the second process is lost, then the first."""
 import os
 import re
 import signal
@@ -10,28 +10,79 @@ import soak
 import test_resume
 from conftest import PUBLISHED, TINY
 
+from cmlfa.index import index
 
-def train_as(rank, place, patience, argv, folder, at=None):
-    "One of two processes, as a launcher would start it, that wait for each other no longer than so many seconds; they meet at a file, since a port that is free now may be taken a moment later."
+WAYS = pytest.mark.parametrize("number, words", [(signal.SIGKILL, "has ended or cannot be reached"), (signal.SIGSTOP, "has not answered in time")], ids=["killed", "hung"])
+
+
+def member(rank, place):
+    "Be one of two processes, as a launcher would start them; they meet at a file, since a port that is free now may be taken a moment later."
     import torch
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="1", GLOO_SOCKET_IFNAME="lo")
-    torch.distributed.init_process_group = partial(torch.distributed.init_process_group, timeout=timedelta(seconds=patience), init_method=f"file://{place}", rank=rank, world_size=2)
+    torch.distributed.init_process_group = partial(torch.distributed.init_process_group, init_method=f"file://{place}", rank=rank, world_size=2)
+
+
+def hurry():
+    "From here on wait for the other one a moment, and not half an hour: it will never come."
+    import torch
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=3))
+
+
+def train_as(rank, place, argv, folder, at):
+    member(rank, place)
     soak.train(argv, folder, at)
 
 
-@pytest.mark.parametrize("number, patience, words", [(signal.SIGKILL, 3000, "has ended or cannot be reached"), (signal.SIGSTOP, 30, "has not answered in time")], ids=["killed", "hung"])
-def test_a_process_that_is_lost_ends_the_training_and_the_run_goes_on(number, patience, words, data, tmp_path):
-    line = [*PUBLISHED.format(data).split(), *TINY, *test_resume.FLAGS, "--batch_size", "8", "--num_epoch", "3", "--output_dir", str(tmp_path / "0/logs")]
-    for n in "01": (tmp_path / n).mkdir()
-    lost = 6, partial(signal.raise_signal, number)
-    first, second = (soak.start(tmp_path / str(n), train_as, n, tmp_path / "meet", patience, line, tmp_path / str(n), at) for n, at in enumerate((None, lost)))
-    first.join(1000) # and not as long as patience may last
-    said = (tmp_path / "0/out.txt").read_text()
-    assert first.exitcode == 2 and f"another process of this training {words}" in said and "Traceback" not in said, said
-    soak.kill(second)
-    last = soak.start(tmp_path / "1", soak.train, [*line, "--resume"], tmp_path / "1")
-    last.join(1000)
-    said = (tmp_path / "1/out.txt").read_text()
-    assert last.exitcode == 0 and re.search(r"going on from last.safetensors at epoch \d", said), said
-    steps = [r["step"] for r in test_resume.history(tmp_path / "0") if "loss" in r]
-    assert len(steps) > 5 and steps == list(range(len(steps)))
+def index_as(rank, place, argv, folder, at):
+    "cmlfa_index; something happens to this process when it has written so many batches."
+    import cmlfa.index
+    from cmlfa.store import Store
+    member(rank, place)
+    put, calls = Store.put, []
+    def counting(*args):
+        put(*args)
+        calls.append(1)
+        if len(calls) == at[0]: at[1]()
+    Store.put = counting
+    cmlfa.index.main(argv)
+
+
+def lose(rank, number, job, args, at, work):
+    "Two processes of which one is lost; what the other one says."
+    work.mkdir()
+    for n in "01": (work / n).mkdir()
+    acts = [partial(signal.raise_signal, number) if n == rank else hurry for n in (0, 1)]
+    there = [soak.start(work / str(n), job, n, work / "meet", args, work / str(n), (at, act)) for n, act in enumerate(acts)]
+    there[1 - rank].join(600)
+    said = (work / f"{1 - rank}/out.txt").read_text()
+    assert there[rank].exitcode == (-number if number == signal.SIGKILL else None), (work / f"{rank}/out.txt").read_text()
+    soak.kill(there[rank])
+    assert there[1 - rank].exitcode == 2 and said.count("another process of this") == 1 and "Traceback" not in said, said
+    return said
+
+
+@WAYS
+def test_a_process_that_is_lost_ends_the_training_and_the_run_goes_on(number, words, data, tmp_path):
+    line = [*PUBLISHED.format(data).split(), *TINY, *test_resume.FLAGS, "--batch_size", "8", "--num_epoch", "2", "--output_dir", str(tmp_path / "logs"), "--resume"]
+    for rank, step, kept in ((1, 6, 7), (0, 11, 10)): # the first process, if it is left, finishes its step and saves once more
+        said = lose(rank, number, train_as, line, step, tmp_path / f"without {rank}")
+        assert f"another process of this training {words}" in said and ("process 1: another" in said) == (rank == 0), said
+        assert f"The run is kept up to step {kept} in {tmp_path}/logs/cmlfa/last.safetensors; go on with: torchrun" in said, said
+    last = soak.start(tmp_path, soak.train, line, tmp_path)
+    last.join(600)
+    said = (tmp_path / "out.txt").read_text()
+    assert last.exitcode == 0 and re.search(r"going on from last.safetensors at epoch 0, batch \d+, step 10", said), said
+    steps = [r["step"] for r in test_resume.history(tmp_path) if "loss" in r]
+    assert len(steps) > 20 and steps == list(range(len(steps)))
+
+
+@WAYS
+def test_a_process_that_is_lost_ends_the_indexing_and_the_next_one_goes_on(number, words, data, tmp_path):
+    photos, store, model = data / "CUHK-PEDES/imgs", tmp_path / "store", soak.tiny_model(tmp_path / "model")
+    line = [*map(str, (photos, "--store", store, "--model", model, "--batch_size", 4, "--num_workers", 0, "--cpu"))]
+    for rank in (1, 0):
+        said = lose(rank, number, index_as, line, 3, tmp_path / f"without {rank}")
+        assert f"another process of this indexing {words}" in said and "What was embedded is kept, and the same command goes on" in said and ("process 1: another" in said) == (rank == 0), said
+    report = index(photos, store, model)
+    assert report.unchanged == (16 + 3) * 4 + 58 + 4, report # the first one up to the next meeting, the second one up to its end; then all of the second one's half, and a batch of the first one, which had put two parts together before
+    assert report.new == 192 - report.unchanged
