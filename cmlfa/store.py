@@ -26,6 +26,7 @@ def _whole(folder): # what goes wrong with a store, as a sentence
 class Store:
     "Vectors and facts in a folder."
     db: sqlite3.Connection # the facts
+    model: Model # that made the vectors
     index: dict | None # kind, file, rows, effort, tried; None if there is none
     _ann: tuple # name of the index's file, and the index once it is open
     def __init__(self,
