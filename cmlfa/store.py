@@ -34,7 +34,7 @@ class Store:
         model: Model | None = None, # that it must have been made by; needed to make a new one
         write: bool = False, # take the lock; make the store if there is none
     ):
-        self.folder, self.write = Path(folder).expanduser(), write
+        self.folder, self.write = Path(os.path.expanduser(folder)), write
         try:
             with _whole(self.folder): self._open(model, write)
         except BaseException: self.close(); raise # the lock is free again at once
