@@ -48,8 +48,8 @@ test-oldest: ## the oldest versions that settings.ini allows, in .venv-oldest; a
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' || { echo "the oldest versions are made for Python 3.10 and 3.11; name one: make test-oldest PYTHON=python3.10"; exit 1; }
 	$(PYTHON) -m venv .venv-oldest
 	$(PYTHON) tools/oldest.py > .venv-oldest/constraints.txt
-	.venv-oldest/bin/pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e . pytest hypothesis
-	.venv-oldest/bin/python -m pytest -q tests/test_properties.py tests/test_hostile.py tests/test_commands.py tests/test_search.py -k "not milvus and not processes"
+	.venv-oldest/bin/pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e . pytest pytest-xdist hypothesis 'nbdev>=2.4,<3' 'execnb<0.2' onnx onnxscript onnxruntime
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -q -n 2 --dist loadfile tests --ignore tests/test_explore.py # all but the page, which needs a browser
 
 notebooks: $(READY) ## run every notebook
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing # two processes of two threads each would wait for each other; what is expected is what a CPU gives

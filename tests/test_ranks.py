@@ -3,6 +3,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 
@@ -68,7 +69,8 @@ def test_one_process_goes_on_where_two_had_shared_out_the_weights(pair, data):
 
 def test_a_stop_of_all_processes_is_said_once_and_kept(data, tmp_path):
     "As a scheduler does it, to the launcher and everything below; here Accelerate's launcher, and weights that are shared out."
-    line = [BIN / "accelerate", *"launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no --no_python".split(), BIN / "cmlfa_train", *SHORT]
+    with socket.create_server(("127.0.0.1", 0)) as s: port = s.getsockname()[1] # older launchers take 0 literally, and wait for ever
+    line = [BIN / "accelerate", *f"launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port {port} --mixed_precision no --dynamo_backend no --no_python".split(), BIN / "cmlfa_train", *SHORT]
     line += ["--root_dir", data, "--name", "run", *"--batch_size 8 --fsdp --num_epoch 50 --log_period 1 --checkpoint_steps 0".split()]
     p = subprocess.Popen([*map(str, line)], cwd=tmp_path, env=ALONE, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     record, limit = tmp_path / "logs/run/history.jsonl", time.time() + 300
