@@ -10,7 +10,7 @@ import torch
 from timm.models import vision_transformer
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from .clip import Block
 from .gather import rank_mean, ranks
@@ -35,6 +35,8 @@ def shard(
     for block in blocks(model): fully_shard(block, mesh=mesh, mp_policy=policy(torch.bfloat16 if mixed else None))
     fully_shard(model, mesh=mesh, mp_policy=policy(None), ignored_params=single)
     register_fsdp_forward_method(model, "features")
+    for m in model.modules():
+        if isinstance(m, FSDPModule) and mesh.device_type == "cpu": m.set_force_sum_reduction_for_comms(True) # gloo of PyTorch 2.8 gives the sum where the mean is asked for; this way the sum is divided here
     return model
 
 # %% ../nbs/09e_shard.ipynb #405a43e0
