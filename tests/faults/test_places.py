@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 import psutil
 import pytest
 import soak
@@ -20,6 +21,7 @@ from cmlfa.checkpoint import newest, places
 from cmlfa.export import main as export_main
 from cmlfa.index import index
 from cmlfa.index import main as index_main
+from cmlfa.items import Item, Model
 from cmlfa.pack import image_source, write_pack
 from cmlfa.pack import main as pack_main
 from cmlfa.port import main as convert_main
@@ -81,6 +83,25 @@ def test_a_disk_that_fills_up_while_a_store_is_written(data, model, tmp_path):
         assert 4 <= kept < 192 and len(search("a red coat", tmp_path / "disk/store", 3)) == 3
         assert index(photos, tmp_path / "disk/store", batch_size=4).new == 192 - kept
         with Store(tmp_path / "disk/store") as s: assert len(s) == 192
+
+
+def test_a_disk_that_fills_up_while_an_index_is_written(tmp_path):
+    store, about, images = tmp_path / "disk/store", Model("none", "f" * 64, soak.DIM), [Item("/photos", f"{k}.jpg", hash=str(k)) for k in range(1000)]
+    vectors = np.stack([soak.vector_of(i.hash) for i in images])
+    with little_room(tmp_path / "disk", 2_000_000, 300_000) as make_room:
+        with Store(store, about, write=True) as s:
+            s.put(images[:700], vectors[:700])
+            s.reindex("hnsw")
+        (tmp_path / "disk/other").write_bytes(bytes(shutil.disk_usage(store).free - 160_000 if shutil.disk_usage(store).total < 3_000_000 else 0)) # what else lies there
+        with Store(store, about, write=True) as s:
+            s.put(images[700:], vectors[700:])
+            with pytest.raises(UserError, match=f"index-1000-hnsw.faiss: cannot be written .({FULL}).*make room, the store itself is whole") as e: s.reindex("hnsw")
+            assert "\n" not in str(e.value)
+            with Store(store) as fresh:
+                for reader in (s, fresh): assert reader.index["rows"] == 700 and [found[0][1].path for found in reader.search(vectors[::100], 1)] == [f"{k}.jpg" for k in range(0, 1000, 100)]
+            assert [f.name for f in store.glob("index-*")] == ["index-700-hnsw.faiss"]
+        make_room()
+        with Store(store, about, write=True) as s: assert "recall@10" in s.reindex("hnsw") and s.index["rows"] == 1000
 
 
 def called(main, *args):
