@@ -7,7 +7,7 @@ __all__ = ['OPENAI', 'CACHE', 'configs', 'why_not', 'arch_named', 'natural_sizes
            'checksum_in', 'has_checksum', 'fetch', 'registered', 'find_file', 'split_choice', 'pretrained', 'main']
 
 # %% ../nbs/04d_backbones.ipynb #8413ea64
-import argparse, hashlib, json, os, re, urllib.error, urllib.request
+import hashlib, json, os, re, urllib.error, urllib.request
 from dataclasses import replace
 from functools import cache
 from http.client import HTTPException
@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from .synth import UserError, command
+from .synth import Parser, UserError, command
 from .bpe import open_clip_folder
 from .clip import ARCHS, Arch, TextEncoder
 from .resnet import image_tower
@@ -174,7 +174,7 @@ def fetch(
     tries: int = 3, # each goes on where the last one stopped
 ) -> Path: # the file
     "Fetch a file once, whole, and checked."
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     file, wanted = folder / url.rsplit("/", 1)[-1], checksum_in(url)
     if file.is_file() and has_checksum(file, wanted): return file # of a folder that nobody here can write, too
     _cache(folder, url)
@@ -210,7 +210,7 @@ def find_file(
 ) -> Path: # the file of weights
     "The weights of a tag, fetched if need be."
     from open_clip.pretrained import download_pretrained_from_hf
-    own, error = Path(folder).expanduser() / f"{name}-{tag}.safetensors", None
+    own, error = Path(os.path.expanduser(folder)) / f"{name}-{tag}.safetensors", None
     if own.is_file(): return own
     if checksum_in(entry.get("url", "")):
         try: return fetch(entry["url"], folder)
@@ -257,7 +257,7 @@ def pretrained(
 @command
 def main(argv: list[str] | None = None) -> None:
     "The command `python -m cmlfa.clip`."
-    p = argparse.ArgumentParser(prog="python -m cmlfa.clip", description="Which backbones there are, and which weights.")
+    p = Parser(prog="python -m cmlfa.clip", description="Which backbones there are, and which weights.")
     p.add_argument("--list", action="store_true", help="every architecture, with its size and its FLOPs at 384 x 128")
     p.add_argument("--tags", metavar="NAME", help="the published weights of one architecture")
     a = p.parse_args(argv)

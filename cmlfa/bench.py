@@ -6,14 +6,14 @@
 __all__ = ['paired', 'ratio', 'processor', 'machine', 'benches', 'save', 'main']
 
 # %% ../nbs/17_bench.ipynb #cf68a58b
-import argparse, json, platform, re, sys, time
+import json, platform, re, sys, time
 from datetime import date
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 import torch
-from .synth import UserError, command, usable_cores
+from .synth import Parser, UserError, command, usable_cores
 
 # %% ../nbs/17_bench.ipynb #50306fb1
 def paired(
@@ -73,7 +73,7 @@ def save(
 @command
 def main(argv: list[str] | None = None) -> None:
     "The command `python -m cmlfa.bench`."
-    p = argparse.ArgumentParser(prog="python -m cmlfa.bench", description="Measure speed, memory and scale.", add_help=False)
+    p = Parser(prog="python -m cmlfa.bench", description="Measure speed, memory and scale.", add_help=False)
     p.add_argument("name", nargs="?", help="which benchmark; none: say what there is")
     p.add_argument("--quick", action="store_true", help="a smaller size, within 50 seconds on two cores")
     p.add_argument("--save", action="store_true", help="write benchmarks/NAME.json")

@@ -18,7 +18,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import get_origin, get_type_hints
 import yaml
-from .synth import LAYOUTS, UserError
+from .synth import LAYOUTS, Parser, UserError
 from .batches import FLIPS, SAMPLERS
 from .fitting import INTERPOLATIONS
 from .backbones import arch_named, natural_sizes, split_choice
@@ -73,8 +73,9 @@ def validate(
     for name in POSITIVE:
         if not 0 < getattr(cfg, name) < float("inf"): raise UserError(f"{name}: {getattr(cfg, name)} must be larger than 0.")
     for f in fields(cfg):
-        if f.type in (int, float) and f.name not in POSITIVE and not 0 <= getattr(cfg, f.name) < float("inf"):
-            raise UserError(f"{f.name}: {getattr(cfg, f.name)} must be 0 or more.")
+        value = getattr(cfg, f.name)
+        if f.type in (int, float) and f.name not in POSITIVE and not 0 <= value < float("inf"): raise UserError(f"{f.name}: {value} must be 0 or more.")
+        if f.type is str and f.default and not value.strip(): raise UserError(f"{f.name}: is empty; give a value.")
     if len(cfg.img_size) != 2 or min(cfg.img_size) < 1: raise UserError(f"img_size: {cfg.img_size} must be a height and a width in pixels, such as 384 128.")
     check_large(cfg)
     if cfg.masked_token_rate + cfg.masked_token_unchanged_rate > 1: raise UserError("masked_token_rate: together with masked_token_unchanged_rate it is more than 1; make them smaller.")
@@ -197,23 +198,18 @@ def save_config(
         os.fsync(f.fileno()) # else a power cut could leave an empty file under the right name
     os.replace(part, file)
 
-# %% ../nbs/10_config.ipynb #5e3eafa4
-class _Parser(argparse.ArgumentParser):
-    "Says what is wrong in one line, as everything here does."
-    def error(self, message): raise UserError(message)
-
 # %% ../nbs/10_config.ipynb #57ad5786
 def make_parser(
     comments: dict[str, str] = {}, # help by name
-) -> argparse.ArgumentParser: # nothing has a default: what is absent was not given
+) -> Parser: # nothing has a default: what is absent was not given
     "A command line with a flag for each field."
-    parser = _Parser(prog="cmlfa_train", argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    parser = Parser(prog="cmlfa_train", argument_default=argparse.SUPPRESS)
     kinds = get_type_hints(Config)
     for f in fields(Config):
         kind, help_ = kinds[f.name], f"{comments.get(f.name, '')} [{f.default}]".replace("%", "%%")
         if kind is bool: parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=help_)
         elif get_origin(kind) is tuple: parser.add_argument(f"--{f.name}", nargs="+", metavar="N", help=help_)
-        else: parser.add_argument(f"--{f.name}", type=kind, metavar=kind.__name__.upper(), help=help_)
+        else: parser.add_argument(f"--{f.name}", metavar=kind.__name__.upper(), help=help_, **({} if kind is str and f.default else dict(type=kind))) # without a type: what may not be empty
     return parser
 
 # %% ../nbs/10_config.ipynb #6ddcdbd3

@@ -23,7 +23,7 @@ def locate(
 ) -> tuple[Path, Path]: # the annotation file, the folder that image paths start from
     "Find a data set under `root`, or say what is missing where."
     if name not in LAYOUTS: raise UserError(f"dataset_name: {name!r} is unknown; choose from {', '.join(LAYOUTS)}.")
-    folder = Path(root).expanduser() / name
+    folder = Path(os.path.expanduser(root)) / name
     if not os.path.isdir(folder): # unlike Path.is_dir, False where nobody may look
         raise UserError(f"root_dir: there is no folder {folder}; give the folder that holds {name}/, or draw a data set with: cmlfa_synth {root} --layout {name}")
     places = [folder, folder / name] # the second: unpacked into a folder of its own name

@@ -233,7 +233,7 @@ def check(
     check_images(report, entries, paths, workers, progress)
     check_people(report, entries)
     check_captions(report, entries, context)
-    check_layout(report, Path(root).expanduser() / name, images, named)
+    check_layout(report, Path(os.path.expanduser(root)) / name, images, named)
     count(report, entries)
     report.found = {k: report.found[k] for k in KINDS if k in report.found}
     return report

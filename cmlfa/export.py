@@ -6,7 +6,6 @@
 __all__ = ['ImageTower', 'TextTower', 'export_onnx', 'open_onnx', 'check_onnx', 'time_onnx', 'speed_lines', 'share', 'main']
 
 # %% ../nbs/09c_export.ipynb #99182ada
-import argparse
 import os
 import time
 import warnings
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from torch import nn
-from .synth import UserError, command
+from .synth import Parser, UserError, command, plain
 from .batches import normalise
 from .model import CMLFA
 
@@ -179,15 +178,18 @@ def _without_paths(
 
 def share(
     model: str | Path, # a run folder, or anything else that `from_pretrained` opens
-    out: str | Path, # made; must not hold a model
+    out: str | Path, # made; must not hold a model, a run or a README.md
     data: str, # what it was trained on, a sentence for the card
     half: bool = False, # store the weights in half precision
 ) -> Path: # the folder
     "Make the folder that others open: for search alone, with the record of its making."
     out, small = Path(out), CMLFA.from_pretrained(model).for_search()
-    if (out / "model.safetensors").exists(): raise UserError(f"{out}: holds a model already; choose another folder.")
+    held = next((f for f in ("model.safetensors", "README.md", "config.json", "configs.yaml", "log.txt", "metrics.json") if os.path.lexists(out / f)), "")
+    if held: raise UserError(f"{out}: holds {'a model' if held == 'model.safetensors' else held} already; choose another folder.")
+    try: data.encode()
+    except UnicodeEncodeError as e: raise UserError("--data: holds bytes that are no UTF-8; write the sentence anew.") from e
     if half: small.half()
-    small.save_pretrained(out, model_card_kwargs=dict(data=data, where=out.name))
+    small.save_pretrained(out, model_card_kwargs=dict(data=data, where=plain(out.name)))
     if Path(model).is_dir(): _without_paths(Path(model), out)
     return out
 
@@ -195,7 +197,7 @@ def share(
 @command
 def main(argv: list[str] | None = None) -> None:
     "cmlfa_export: ONNX files, or a folder for others."
-    p = argparse.ArgumentParser(prog="cmlfa_export", description="Write both towers of a model as ONNX, or make the folder that others open with CMLFA.from_pretrained.")
+    p = Parser(prog="cmlfa_export", description="Write both towers of a model as ONNX, or make the folder that others open with CMLFA.from_pretrained.")
     p.add_argument("model", help="a run's folder, a shared folder, a .safetensors file, a bundled model, or owner/name on the Hugging Face Hub")
     p.add_argument("out", help="folder to write")
     p.add_argument("--to", choices=("onnx", "folder"), default="onnx", help="image.onnx and text.onnx, or a shared folder [onnx]")

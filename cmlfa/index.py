@@ -7,7 +7,7 @@ __all__ = ['SUFFIXES', 'DEFAULT', 'OPENED', 'PATIENCE', 'TOGETHER', 'KEPT', 'fin
            'Readable', 'embed_new', 'Report', 'plan', 'team', 'gathered', 'my_device', 'sentences', 'index', 'main']
 
 # %% ../nbs/13e_index.ipynb #c6131152
-import argparse, hashlib, json, os, signal, sqlite3, stat, threading
+import hashlib, json, os, signal, sqlite3, stat, threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from .caption import CAMERAS, choose, phrase, sample_identity, sample_shot, visible
-from .synth import UserError, command
+from .synth import Parser, UserError, command
 from .data import BadImage, load_image
 from .gather import beside, one_voice
 from .batches import normalise
@@ -297,7 +297,7 @@ def _stopping() -> Iterator[None]: # SIGTERM is a stop like Ctrl-C
 @command
 def main(argv: list[str] | None = None) -> None:
     "The command `cmlfa_index`."
-    p = argparse.ArgumentParser(prog="cmlfa_index", description="Embed a folder of images, so that cmlfa_search can search it. Given again, it does what is left to do.")
+    p = Parser(prog="cmlfa_index", description="Embed a folder of images, so that cmlfa_search can search it. Given again, it does what is left to do.")
     p.add_argument("photos", metavar="PHOTOS", help="folder of JPEG, PNG and WebP images, searched in depth")
     p.add_argument("--store", default="store", help="a folder, the address of a Milvus server (http://host:19530), or a path that ends in .db for Milvus Lite (default store)")
     p.add_argument("--model", help=f"a run's folder, a shared folder or file, owner/name on the Hugging Face Hub, or a bundled model (default: the store's, or {DEFAULT})")
@@ -313,4 +313,4 @@ def main(argv: list[str] | None = None) -> None:
             with _stopping(), embedding(): report = index(a.photos, a.store, a.model, a.metadata, a.index, a.batch_size, workers(a.num_workers), a.cpu, True)
         except KeyboardInterrupt as e: raise KeyboardInterrupt(f"stopped by {str(e) or 'Ctrl-C'}; what was embedded is kept, and the same command goes on.") from None
         except (OSError, sqlite3.Error) as e: raise UserError(f"{getattr(e, 'filename', None) or a.store}: cannot be read or written ({getattr(e, 'strerror', None) or e}); check the place, its room and its permissions.") from e
-    if int(os.environ.get("RANK", 0)) == 0: print(f"{a.store}: {report}")
+    if int(os.environ.get("RANK", 0)) == 0: print(f"{plain(a.store)}: {report}")

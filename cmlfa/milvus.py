@@ -60,8 +60,8 @@ def connect(
     with answering(uri):
         from pymilvus import MilvusClient
         for name in ("pymilvus", "milvus_lite"): logging.getLogger(name).setLevel(logging.CRITICAL) # they print tracebacks beside what they raise
-        if "://" not in uri: Path(uri).expanduser().parent.mkdir(parents=True, exist_ok=True)
-        return MilvusClient(uri if "://" in uri else str(Path(uri).expanduser()), token=os.environ.get("MILVUS_TOKEN", ""), timeout=10)
+        if "://" not in uri: Path(os.path.expanduser(uri)).parent.mkdir(parents=True, exist_ok=True)
+        return MilvusClient(uri if "://" in uri else str(Path(os.path.expanduser(uri))), token=os.environ.get("MILVUS_TOKEN", ""), timeout=10)
 
 # %% ../nbs/13d_milvus.ipynb #b91baa67
 def number_of(
@@ -107,7 +107,7 @@ class MilvusStore:
     ):
         self.uri, _, self.name = place.partition("#")
         self.name = self.name or "cmlfa"
-        if not write and "://" not in self.uri and not Path(self.uri).expanduser().exists(): raise UserError(f"{self.uri}: there is no store here; make one with: cmlfa_index PHOTOS --model MODEL --store {place}")
+        if not write and "://" not in self.uri and not Path(os.path.expanduser(self.uri)).exists(): raise UserError(f"{self.uri}: there is no store here; make one with: cmlfa_index PHOTOS --model MODEL --store {place}")
         self.client = connect(self.uri)
         with answering(self.uri):
             ours, there = (self.client.has_collection(n) for n in (self.name + "_model", self.name))

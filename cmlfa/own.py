@@ -96,7 +96,7 @@ def _place(source, target, copy): # one file or folder
 
 @contextmanager
 def _built(root, layout): # a folder that is moved to its place when it is whole
-    folder = Path(root).expanduser() / layout
+    folder = Path(os.path.expanduser(root)) / layout
     part = folder.with_name(f".{layout}.{os.getpid()}")
     try:
         if os.path.lexists(folder): raise UserError(f"{folder}: is there already; look at it with cmlfa_check {root}, or choose another DIR.")
@@ -120,7 +120,7 @@ def import_table(
     copy: bool = False, # copy the images instead of linking to their folder
 ) -> Path: # the data set's folder
     "Write a table of captions as a data set in a public layout."
-    key, images = _known(layout).key, Path(images).expanduser()
+    key, images = _known(layout).key, Path(os.path.expanduser(images))
     entries, numbers = table_entries(file, layout, seed)
     gone = [e[key] for e in entries if not os.path.isfile(images / e[key])]
     if gone: raise UserError(f"{images / gone[0]}: this image of the table is missing ({len(gone)} of {len(entries)} are); paths start from the folder of images.")
@@ -128,7 +128,7 @@ def import_table(
         for e in entries if copy else (): _place(images / e[key], part / "imgs" / e[key], True)
         if not copy: _place(images, part / "imgs", False)
         for name, content in (("identities.json", numbers), (LAYOUTS[layout].files[0], entries)): (part / name).write_text(json.dumps(content), encoding="utf-8")
-    return Path(root).expanduser() / layout
+    return Path(os.path.expanduser(root)) / layout
 
 # %% ../nbs/03a_own.ipynb #65352cd3
 def lay_out(
@@ -138,14 +138,14 @@ def lay_out(
     copy: bool = False, # copy instead of linking
 ) -> Path: # the data set's folder
     "Find a data set in a download, and link it to where it is expected."
-    files, download = _known(name).files, Path(download).expanduser()
+    files, download = _known(name).files, Path(os.path.expanduser(download))
     if not os.path.isdir(download): raise UserError(f"{download}: there is no such folder; give the folder of the unpacked download.")
     found = sorted((p for f in files for p in download.rglob(f) if os.path.isfile(p)), key=lambda p: len(p.parts))
     if not found: raise UserError(f"{download}: holds no {' or '.join(files)}; the annotation file comes with the data set, perhaps as an archive of its own.")
     near = [p / "imgs" for p in (found[0].parent, *found[0].parents) if p.is_relative_to(download)]
     images = next((p for p in [*near, *sorted(download.rglob("imgs"))] if os.path.isdir(p)), found[0].parent)
-    if Path(root).expanduser().resolve().is_relative_to(images.resolve()): raise UserError(f"{root}: lies among the images in {images}; choose a DIR outside of them.")
+    if Path(os.path.expanduser(root)).resolve().is_relative_to(images.resolve()): raise UserError(f"{root}: lies among the images in {images}; choose a DIR outside of them.")
     with _built(root, name) as part:
         _place(found[0], part / files[0], copy)
         _place(images, part / "imgs", copy)
-    return Path(root).expanduser() / name
+    return Path(os.path.expanduser(root)) / name

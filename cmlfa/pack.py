@@ -7,7 +7,7 @@ __all__ = ['VERSION', 'BLOCK', 'make_plan', 'bytes_needed', 'check_room', 'write
            'image_source', 'packed_ids', 'open_splits', 'verify', 'main']
 
 # %% ../nbs/03b_pack.ipynb #621343e1
-import argparse, hashlib, json, os, shutil
+import hashlib, json, os, shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
-from .synth import LAYOUTS, UserError, command, usable_cores, ignore_interrupts
+from .synth import LAYOUTS, Parser, UserError, command, plain, usable_cores, ignore_interrupts
 from .tokenizer import Tokenizer
 from .data import locate, read_photos, read_splits
 from .batches import Files
@@ -241,16 +241,16 @@ def _pack_one(root, name, a): # one data set, with what to say of it
         folder = pack_folder(root, name, size)
         if not folder.is_dir(): raise UserError(f"{folder}: there is no pack; make it with: cmlfa_pack {root} --dataset_name {name}")
         verify(folder)
-        return print(f"{folder}: every byte is as it was written")
+        return print(f"{plain(folder)}: every byte is as it was written")
     skip = require_sound(root, name, a.allow_missing)
     plan = make_plan(root, name, size, a.text_length, skip)[0]
     print(f"{name}: {len(plan['images'])} images of {size[0]} x {size[1]} and {plan['captions']} captions, {bytes_needed(plan) / 1e9:.2f} GB")
-    print(f"{write_pack(root, name, size, a.text_length, a.workers, True, skip)}: packed")
+    print(f"{plain(write_pack(root, name, size, a.text_length, a.workers, True, skip))}: packed")
 
 @command
 def main(argv: list[str] | None = None) -> None:
     "The command `cmlfa_pack`."
-    p = argparse.ArgumentParser(prog="cmlfa_pack", description="Make a data set ready for training: decoded, resized images in one memory-mapped file, and tokenized captions.")
+    p = Parser(prog="cmlfa_pack", description="Make a data set ready for training: decoded, resized images in one memory-mapped file, and tokenized captions.")
     p.add_argument("root", metavar="ROOT", help="folder that holds the data sets")
     p.add_argument("--dataset_name", help=f"{', '.join(LAYOUTS)} (default: all that are there)")
     p.add_argument("--img_size", type=int, nargs=2, default=(384, 128), metavar=("HEIGHT", "WIDTH"), help="of the model's images in pixels (default 384 128)")

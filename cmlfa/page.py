@@ -7,12 +7,12 @@ __all__ = ['SETTINGS', 'CELL', 'SCRIPT', 'TEMPLATE', 'COOKIE', 'ASK', 'KEPT', 'P
            'refusal', 'gated', 'server', 'free_port', 'short_folder', 'place', 'shared', 'main']
 
 # %% ../nbs/14j_page.ipynb #c638d2a3
-import argparse, hmac, json, logging, os, secrets, socket, sys, tempfile, webbrowser
+import hmac, json, logging, os, secrets, socket, sys, tempfile, webbrowser
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 import ipywidgets as w
-from .synth import LAYOUTS, UserError, command
+from .synth import LAYOUTS, Parser, UserError, command, plain
 from .share import MODELS
 from .index import open_model
 from .gallery import open_gallery
@@ -216,6 +216,7 @@ def free_port(
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: s.bind((host, port))
         except OSError as e: raise UserError(f"port: {port} on {host} cannot be used ({e.strerror or e}); give another one with --port, or another address with --host.") from e
+        except (TypeError, UnicodeError) as e: raise UserError(f"host: {host!r:.80} is no address; give the one of this machine to listen on, or leave it out.") from e
         except OverflowError as e: raise UserError(f"port: {port} is none; give a number from 1 to 65535.") from e
         return s.getsockname()[1]
 
@@ -239,7 +240,7 @@ def place(
     known: tuple = (), # names that are no folders, such as those of the bundled models
 ) -> str | None: # the same for a process that works elsewhere
     "A name that holds in every folder."
-    if not name or "://" in name or name in known or not Path(name).exists(): return name
+    if not name or "://" in name or name in known or not os.path.exists(name): return name
     return str(Path(name).resolve())
 
 def shared(
@@ -254,7 +255,7 @@ def shared(
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 def _arguments(argv): # the command line
-    p = argparse.ArgumentParser(prog="cmlfa_explore", description="Serve the explorer as a web page: type a description, see who comes first, and see why.")
+    p = Parser(prog="cmlfa_explore", description="Serve the explorer as a web page: type a description, see who comes first, and see why.")
     p.add_argument("--store", help="what to search: a store that cmlfa_index made")
     p.add_argument("--data", metavar="ROOT", help="what to search: the folder that holds a data set (default without either: drawn people)")
     p.add_argument("--dataset_name", default="CUHK-PEDES", choices=list(LAYOUTS), help="the data set in ROOT (default CUHK-PEDES)")
@@ -281,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
     say = lambda text: print(text, flush=True)
     nursery = Nursery(read_models, be_kernel) if sys.platform == "linux" else None # now, as nothing has been computed yet
     gallery = open_gallery(**asked, say=say)
-    for why in list(gallery.bad.values())[:20]: print(f"skipped: {why}", file=sys.stderr)
+    for why in list(gallery.bad.values())[:20]: print(f"skipped: {plain(why)}", file=sys.stderr)
     for m in compare: open_model(m) # refused now, not when a visitor asks for it
     os.environ[SETTINGS] = json.dumps(asked | dict(compare=compare))
     if nursery:
@@ -293,7 +294,7 @@ def main(argv: list[str] | None = None) -> None:
         app = server(Path(folder), host, port, token, names)
         url = f"http://{f'[{host}]' if ':' in host else socket.gethostname() if host == '0.0.0.0' else host}:{port}/" + (f"?token={token}" if token else "")
         def ready(): # once somebody listens
-            print(f"{gallery.title}, read by {gallery.name}: {url}\nCtrl-C ends the page.", flush=True)
+            print(f"{plain(gallery.title)}, read by {plain(gallery.name)}: {url}\nCtrl-C ends the page.", flush=True)
             if a.open: webbrowser.open(url)
         IOLoop.current().add_callback(ready)
         app.start()

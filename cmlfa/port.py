@@ -7,15 +7,15 @@ __all__ = ['NAMES', 'UNUSED', 'WARNING', 'read_published', 'sort_names', 'check_
            'published_settings', 'write_run', 'main']
 
 # %% ../nbs/09b_port.ipynb #ea47f6fa
-import argparse
 import math
+import os
 import pickle
 import warnings
 from dataclasses import replace
 from pathlib import Path
 import torch
 import yaml
-from .synth import LAYOUTS, UserError, command
+from .synth import LAYOUTS, Parser, UserError, command
 from .fitting import arch_of, count_blocks, load_image_weights, load_text_weights
 from .weights import is_archive
 from .model import CMLFA
@@ -25,7 +25,7 @@ def read_published(
     file: str | Path, # IRRA's or CMLFA's checkpoint, a .pth or .pt file
 ) -> tuple[dict[str, torch.Tensor], int | None]: # float32 tensors by published name; the epoch, if the file tells
     "Read the tensors of a published checkpoint; nothing in the file is executed."
-    if not Path(file).is_file(): raise UserError(f"{file}: there is no such file; give the checkpoint that IRRA or CMLFA saved, such as best.pth.")
+    if not os.path.isfile(file): raise UserError(f"{file}: there is no such file; give the checkpoint that IRRA or CMLFA saved, such as best.pth.")
     if is_archive(file): raise UserError(f"{file}: is a TorchScript archive, as OpenAI's weights of CLIP are, and no checkpoint of IRRA or CMLFA; CLIP's own weights go to --pretrain_choice instead.")
     try:
         with warnings.catch_warnings(record=True): held = torch.load(file, map_location="cpu", weights_only=True)
@@ -145,6 +145,7 @@ def write_run(
 ) -> None:
     "Write a run folder that `cmlfa_test` and `from_pretrained` open."
     folder, s, a = Path(folder), model.settings, model.arch
+    if folder.name in ("", "..") or len(os.fsencode(folder.name)) > 200 or any(ord(c) < 32 or 0xd800 <= ord(c) < 0xe000 for c in str(folder)): raise UserError(f"{folder}: is no name that a configuration can hold; choose another --out.")
     if (folder / "best.safetensors").exists() or (folder / "configs.yaml").exists(): raise UserError(f"{folder}: holds a run already; choose another --out.")
     settings = dict(name=folder.name, output_dir=str(folder.parent), dataset_name=dataset_name, pretrain_choice="none", loss_names="+".join(model.losses), img_size=list(a.image_size),
                     stride_size=a.stride, text_length=a.context, vocab_size=a.vocab, **{k: s[k] for k in ("prototypes", "lfa_layers", "cmt_depth", "temperature", "itc_positives")})
@@ -161,7 +162,7 @@ def write_run(
 @command
 def main(argv: list[str] | None = None) -> None:
     "cmlfa_convert: a published checkpoint becomes a run folder."
-    p = argparse.ArgumentParser(prog="cmlfa_convert", description="Read a checkpoint of IRRA or of the published CMLFA code, and write a run folder for cmlfa_test and CMLFA.from_pretrained.")
+    p = Parser(prog="cmlfa_convert", description="Read a checkpoint of IRRA or of the published CMLFA code, and write a run folder for cmlfa_test and CMLFA.from_pretrained.")
     p.add_argument("file", help="the checkpoint, such as best.pth; a configs.yaml beside it is read too")
     p.add_argument("--out", help="folder to write [the checkpoint's place and name without its ending]")
     p.add_argument("--img_size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="pixels it was trained with [384 128]")

@@ -6,13 +6,13 @@
 __all__ = ['table', 'thumbnail', 'page', 'found_in', 'main', 'require_sound']
 
 # %% ../nbs/03_prep.ipynb #22856680
-import argparse, hashlib, html, io, json, os, re, sys
+import hashlib, html, io, json, os, re, sys
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from PIL import Image, ImageFile, ImageOps
-from .synth import LAYOUTS, UserError, command, plain
+from .synth import LAYOUTS, Parser, UserError, command, plain
 from .data import MAX_PIXELS, entry_fault, locate, read_entries
 from .doctor import IMAGE_FAULTS, KINDS, Report, check, read_image_file
 
@@ -105,7 +105,7 @@ def found_in(
     root: str | Path, # folder that holds the data sets
 ) -> list[str]: # names of those that are there
     "The data sets under a folder, or a sentence."
-    root = Path(root).expanduser()
+    root = Path(os.path.expanduser(root))
     inside = _inside(root)
     names = [n for n in LAYOUTS if n in inside and os.path.isdir(root / n)]
     if not names: raise UserError(f"{root}: {_meant(root, inside)}")
@@ -138,7 +138,7 @@ def _remembered(root, name): # is there a good verdict that holds?
 
 # %% ../nbs/03_prep.ipynb #b4096324
 def _checked(root, name, workers, context): # a report, also of a folder that is no data set
-    folder = Path(root).expanduser() / name
+    folder = Path(os.path.expanduser(root)) / name
     try: read_entries(locate(root, name)[0])
     except UserError as e:
         if name not in LAYOUTS or not os.path.isdir(folder): raise # the request is wrong, and not the data
@@ -150,18 +150,18 @@ def _checked(root, name, workers, context): # a report, also of a folder that is
 
 # %% ../nbs/03_prep.ipynb #e399ecdd
 def _writable(file): # or a sentence, before the work
-    folder = Path(file).expanduser().parent
-    why = "is a folder" if os.path.isdir(Path(file).expanduser()) else f"{folder} is no folder" if not os.path.isdir(folder) else "" if os.access(folder, os.W_OK) else f"{folder} may not be written to"
+    folder = Path(os.path.expanduser(file)).parent
+    why = "is a folder" if os.path.isdir(os.path.expanduser(file)) else "annotations of a data set have that name" if Path(file).name in {f for layout in LAYOUTS.values() for f in layout.files} else f"{folder} is no folder" if not os.path.isdir(folder) else "" if os.access(folder, os.W_OK) else f"{folder} may not be written to"
     if why: raise UserError(f"{file}: cannot be written ({why}); choose another place.")
 
 def _write(file, text): # a report
-    try: Path(file).expanduser().write_text(text, encoding="utf-8", errors="replace")
+    try: Path(os.path.expanduser(file)).write_text(text, encoding="utf-8", errors="replace")
     except OSError as e: raise UserError(f"{file}: cannot be written ({e.strerror or e}); choose another place.") from e
 
 @command
 def main(argv: list[str] | None = None) -> None:
     "The command `cmlfa_check`."
-    p = argparse.ArgumentParser(prog="cmlfa_check", description="Find everything that is wrong with a copy of a data set. Exit status 0: it can be trained on.")
+    p = Parser(prog="cmlfa_check", description="Find everything that is wrong with a copy of a data set. Exit status 0: it can be trained on.")
     p.add_argument("root", metavar="ROOT", help="folder that holds the data sets")
     p.add_argument("--dataset_name", help=f"{', '.join(LAYOUTS)} (default: all that are there)")
     p.add_argument("--json", metavar="FILE", help="write everything that was found")
@@ -170,8 +170,8 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--workers", type=int, help="processes (default: one a core)")
     a, reports = p.parse_args(argv), []
     if a.workers is not None and a.workers < 1: raise UserError("workers: must be 1 or more.")
-    for file in (a.json, a.html):
-        if file: _writable(file)
+    if a.json and a.json == a.html: raise UserError(f"{a.json}: is to hold two reports; give --json and --html files of their own.")
+    for file in filter(None, (a.json, a.html)): _writable(file)
     for name in [a.dataset_name] if a.dataset_name else found_in(a.root):
         reports.append(_checked(a.root, name, a.workers, a.text_length))
         print(table(reports[-1]), flush=True)

@@ -18,7 +18,7 @@ from statistics import fmean, stdev
 from typing import Any
 import matplotlib.pyplot as plt
 import torch
-from .synth import LAYOUTS, UserError, command
+from .synth import LAYOUTS, Parser, UserError, command, plain
 from .data import Split
 from .pack import open_splits
 from .share import find_weights
@@ -257,7 +257,7 @@ def parse(
     argv: list[str] | None, # the command line; the process's own if None
 ) -> argparse.Namespace: # checked
     "The command line of `cmlfa_test`."
-    p = argparse.ArgumentParser(prog="cmlfa_test", description="Test models: Rank-k, mAP, mINP both ways, with intervals; metrics.json, ranking.png, queries.csv, and a table to paste.")
+    p = Parser(prog="cmlfa_test", description="Test models: Rank-k, mAP, mINP both ways, with intervals; metrics.json, ranking.png, queries.csv, and a table to paste.")
     p.add_argument("models", nargs="*", metavar="MODEL", help="run folders, checkpoints, bundled models, shared folders or owner/name on the Hugging Face Hub")
     p.add_argument("--config_file", help="the configs.yaml in a run's folder, in place of the folder")
     p.add_argument("--split", default="test", choices=("test", "val", "train"), help="what to search [test]")
@@ -302,4 +302,4 @@ def main(argv: list[str] | None = None) -> None:
     if not several:
         text = f"{result['dataset']} {args.split}: {result['queries']} captions, {result['gallery']} images, {result['identities']} identities; epoch {result['epoch']}, chosen on {result['selected_on']}\n{table(result)}"
         if args.rerank: text += f"\nre-ranked by neighbours\n{table(result['reranked'])}"
-    print("\n".join([text, *caveats(result.get("reports", [result])), f"written to {out}"]))
+    print("\n".join([text, *caveats(result.get("reports", [result])), f"written to {plain(out)}"]))

@@ -7,7 +7,7 @@ __all__ = ['STYLE', 'SIGNS', 'unit', 'combine', 'remarks', 'pixels', 'Query', 'H
            'sheet', 'plot_hits', 'save_hits', 'main']
 
 # %% ../nbs/13f_search.ipynb #66025c4f
-import argparse, base64, html, io, sys, textwrap, unicodedata, warnings
+import base64, html, io, os, sys, textwrap, unicodedata, warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
-from .synth import UserError, command
+from .synth import Parser, UserError, command
 from .data import BadImage, load_image, open_image
 from .batches import normalise
 from .model import CMLFA
@@ -54,9 +54,10 @@ def remarks(
     if not any(c.isalnum() for c in text): raise UserError(f"query: {text!r} holds no word; describe a person, as in 'a woman in a red coat'.")
     scripts = Counter(unicodedata.name(c, "an unknown script").split()[0] for c in text if c.isalpha())
     foreign = ["Chinese" if s == "CJK" else s.title() for s in scripts if s not in ("LATIN", "FULLWIDTH", "FEMININE", "MASCULINE")]
-    out = []
-    if foreign: out.append(f"note: {textwrap.shorten(text, 40, placeholder='...')!r} is written in {' and '.join(foreign)} letters; the model {'has learnt English' if len(scripts) == len(foreign) else 'knows only the English part'}, so the ranking may mean nothing.")
-    if len(model.tokenizer.encode(text)) + 2 > model.arch.context: out.append(f"note: {textwrap.shorten(text, 40, placeholder='...')!r} is longer than the {model.arch.context} tokens that the model reads; the rest of it does not count.")
+    out, said = [], " ".join(text.split())
+    if len(said) > 40: said = said[:37] + "..."
+    if foreign: out.append(f"note: {said!r} is written in {' and '.join(foreign)} letters; the model {'has learnt English' if len(scripts) == len(foreign) else 'knows only the English part'}, so the ranking may mean nothing.")
+    if len(model.tokenizer.encode(text)) + 2 > model.arch.context: out.append(f"note: {said!r} is longer than the {model.arch.context} tokens that the model reads; the rest of it does not count.")
     return out
 
 # %% ../nbs/13f_search.ipynb #851990b1
@@ -65,7 +66,7 @@ def pixels(
     size: tuple[int, int], # height, width
 ) -> torch.Tensor: # 3 x height x width
     "Read an image that is part of a question."
-    if not Path(file).is_file(): raise UserError(f"image: {file}: there is no such file; give a JPEG, PNG or WebP file.")
+    if not os.path.isfile(file): raise UserError(f"image: {file}: there is no such file; give a JPEG, PNG or WebP file.")
     try: return load_image(file, size)
     except BadImage as e: raise UserError(f"image: {file} cannot be read as an image; give a JPEG, PNG or WebP file.") from e
 
@@ -224,10 +225,10 @@ def save_hits(
 @command
 def main(argv: list[str] | None = None) -> None:
     "The command `cmlfa_search`."
-    p = argparse.ArgumentParser(prog="cmlfa_search", description="Search a store of images, made by cmlfa_index, with sentences and images.")
-    p.add_argument("text", metavar="TEXT", nargs="*", help="what to look for, a sentence in quotation marks; of several, all must hold")
-    p.add_argument("--and", dest="more", action="append", default=[], metavar="TEXT", help="a further sentence that must hold; may be repeated")
-    p.add_argument("--not", dest="unwanted", action="append", default=[], metavar="TEXT", help="a sentence that must not hold; may be repeated")
+    p = Parser(prog="cmlfa_search", description="Search a store of images, made by cmlfa_index, with sentences and images.")
+    p.add_argument("text", type=str, metavar="TEXT", nargs="*", help="what to look for, a sentence in quotation marks; of several, all must hold")
+    p.add_argument("--and", type=str, dest="more", action="append", default=[], metavar="TEXT", help="a further sentence that must hold; may be repeated")
+    p.add_argument("--not", type=str, dest="unwanted", action="append", default=[], metavar="TEXT", help="a sentence that must not hold; may be repeated")
     p.add_argument("--image", action="append", default=[], metavar="FILE", help="an image that shows what is looked for; may be repeated")
     p.add_argument("--mix", type=float, default=0.5, help="share of the images where there is text too, 0 to 1 (default 0.5)")
     p.add_argument("--where", action="append", default=[], metavar="CONDITION", help="as in camera=3, folder=2024, 'size>1000'; may be repeated, all must hold")
@@ -238,7 +239,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--html", metavar="FILE", help="write a contact sheet as a page")
     p.add_argument("--png", metavar="FILE", help="write a contact sheet as a picture")
     p.add_argument("--cpu", action="store_true", help="do not use a GPU")
-    a = p.parse_args(argv)
+    a = p.parse_args(argv) # type=str, since an empty sentence has an answer of its own
     for file, ends in ((a.html, (".html", ".htm")), (a.png, (".png",))):
         if file and not file.lower().endswith(ends): raise UserError(f"{file}: end the name in {ends[0]}.")
     hits = Searcher(a.store, a.model, a.cpu)(Query(a.text + a.more, a.image, a.unwanted, a.mix), a.k, a.where, a.exact)

@@ -102,9 +102,9 @@ def find_weights(
     **download: Any, # for huggingface_hub's snapshot_download: revision, token, cache_dir, local_files_only, force_download
 ) -> Path: # the safetensors file
     "Where the weights of a model lie; fetched from the Hub if need be."
-    folder = models / name if (models / name / "config.json").is_file() else Path(name)
+    folder = models / name if os.path.isfile(models / name / "config.json") else Path(name)
     if folder.suffix == ".safetensors": return folder
-    if not folder.is_dir():
+    if not os.path.isdir(folder): # unlike Path.is_dir, also of a name that no folder can have
         here = ", ".join(f.parent.name for f in sorted(models.glob("*/config.json"))) or "none in this version"
         if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")): raise UserError(f"{name}: there is no such folder or file, nor a bundled model of this name ({here}); give a run's folder, or owner/name on the Hugging Face Hub.")
         try: folder = Path(snapshot_download(str(name), **download))

@@ -26,6 +26,7 @@ def _whole(folder): # what goes wrong with a store, as a sentence
 class Store:
     "Vectors and facts in a folder."
     db: sqlite3.Connection # the facts
+    model: Model # that made the vectors
     index: dict | None # kind, file, rows, effort, tried; None if there is none
     _ann: tuple # name of the index's file, and the index once it is open
     def __init__(self,
@@ -33,7 +34,7 @@ class Store:
         model: Model | None = None, # that it must have been made by; needed to make a new one
         write: bool = False, # take the lock; make the store if there is none
     ):
-        self.folder, self.write = Path(folder).expanduser(), write
+        self.folder, self.write = Path(os.path.expanduser(folder)), write
         try:
             with _whole(self.folder): self._open(model, write)
         except BaseException: self.close(); raise # the lock is free again at once

@@ -2,16 +2,14 @@
 
     python data_prep/from_table.py TABLE IMAGES DIR [--layout CUHK-PEDES] [--seed 0] [--copy]
 """
-import argparse
-
 from cmlfa.own import import_table
-from cmlfa.synth import LAYOUTS, command
+from cmlfa.synth import LAYOUTS, Parser, command
 
 
 @command
 def main(argv=None):
     "Read the table, lay the data set out, say what to do next."
-    p = argparse.ArgumentParser(description="A table of images and captions as a data set.")
+    p = Parser(description="A table of images and captions as a data set.")
     p.add_argument("table", help="CSV or JSON lines with path, identity, caption and perhaps split")
     p.add_argument("images", help="folder that the paths start from")
     p.add_argument("root", metavar="DIR", help="folder that will hold the data set's folder")

@@ -2,17 +2,15 @@
 
     python data_prep/prepare.py NAME DOWNLOAD DIR [--copy]
 """
-import argparse
-
 from cmlfa.own import lay_out
 from cmlfa.prep import check, table
-from cmlfa.synth import LAYOUTS, command
+from cmlfa.synth import LAYOUTS, Parser, command
 
 
 @command
 def main(argv=None):
     "Find annotations and images, link them, run the doctor, say what to do next."
-    p = argparse.ArgumentParser(description="Lay a download out and check it.")
+    p = Parser(description="Lay a download out and check it.")
     p.add_argument("name", metavar="NAME", help=", ".join(LAYOUTS))
     p.add_argument("download", metavar="DOWNLOAD", help="the unpacked download")
     p.add_argument("root", metavar="DIR", help="folder that will hold the data set's folder")

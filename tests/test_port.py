@@ -109,7 +109,7 @@ BAD = {
     "truncated": (lambda f: cut(save(f, dict(model=state()))), "cut off"),
     "text": (text, "no checkpoint"),
     "nothing": (lambda f: f / "none.pth", "there is no such file"),
-    "an empty name": (lambda f: "", "there is no such file"),
+    "an empty name": (lambda f: "", "is empty; give a value"),
     "a tensor missing": (lambda f: save(f, without("mlm_head.dense.bias")), "(1: mlm_head.dense.bias)"),
     "prototypes missing": (lambda f: save(f, without("safl.part_tokens")), "are missing"),
     "a tower incomplete": (lambda f: save(f, without("visual.ln_post.bias")), "visual.ln_post.bias"),

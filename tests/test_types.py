@@ -53,6 +53,8 @@ def test_a_stub_has_signatures_and_attributes_and_no_bodies():
     text = fold.stub(SOURCE, {})
     for line in ("    watts: int", "    on: Any", "    shade: Shade", "    def switch(self, on: bool) -> None:", "    @property\n    def heat(self) -> float:"): assert line in text, line
     assert "onn" not in text and "@patch" not in text
+    more = fold.stub("from typing import TYPE_CHECKING\nfrom .bulb import glass\nif TYPE_CHECKING: from far import Away\n" + SOURCE.replace("float: return", "float: # type: ignore[misc] # known\n    self.volt, self.ampere = measured(self)\n    return"), {})
+    for line in ("from .bulb import glass as glass", "    from far import Away", "    volt: Any", "    ampere: Any", "    def heat(self) -> float: # type: ignore[misc]"): assert line in more, line
     assert "watts" not in fold.stub(SOURCE.replace("class Lamp:", "class Lamp(Thing):"), {"Thing": {"watts"}}).replace("watts: int)", "") # the class below has said it better
 
 

@@ -142,12 +142,13 @@ def entry(name, thing, where, directive):
     "One function, class or method of the reference."
     said = inspect.getdoc(thing) or ""
     if inspect.isclass(thing) and said.startswith(f"{thing.__name__}("): said = "" # what dataclass makes up
-    body = [said, parameters(thing), where]
+    ours = not inspect.isclass(thing) or hasattr(thing, "_fields") or getattr(thing.__init__, "__module__", "").startswith("cmlfa") # else its arguments are those of the library's class that it is built on
+    body = [said, parameters(thing) if ours else "", where]
     if inspect.isclass(thing):
         own = [(n, getattr(thing, n)) for n, v in vars(thing).items() if not n.startswith("_") and (inspect.isfunction(v) or isinstance(v, (classmethod, staticmethod)))]
         body += [entry(n, m, "", "method") for n, m in own if inspect.getdoc(m)]
     fences = "`" * (5 if directive == "class" else 4)
-    return f"{fences}{{py:{directive}}} {name}({signature(thing)})\n\n" + "\n\n".join(b for b in body if b) + f"\n{fences}"
+    return f"{fences}{{py:{directive}}} {name}({signature(thing) if ours else ''})\n\n" + "\n\n".join(b for b in body if b) + f"\n{fences}"
 
 
 def sections(name):

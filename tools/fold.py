@@ -1,12 +1,15 @@
 """In a notebook a class grows cell by cell with fastcore's @patch, which type checkers cannot follow. Here each such method is put into its class: in a copy, for mypy, and in stubs, for those who use the package."""
 import ast
 import re
+import shutil
 import subprocess
 import sys
+from itertools import repeat
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 COPY = ROOT / ".mypy_cache" / "folded" # always the same place, so that mypy knows what has not changed
+BUILT = ROOT / ".mypy_cache" / "built"
 KINDS = {"patch": "", "patch(as_prop=True)": "@property", "patch(cls_method=True)": "@classmethod"} # what becomes of the decorator
 
 
@@ -59,8 +62,8 @@ def attributes(cls: ast.ClassDef, inherited: dict[str, set[str]]) -> dict[str, s
         said = {a.arg: ast.unparse(a.annotation) for a in method.args.args if a.annotation}
         for node in (n for n in ast.walk(method) if isinstance(n, ast.Assign)):
             to, value = node.targets[0], node.value
-            pairs = zip(to.elts, value.elts) if isinstance(to, ast.Tuple) and isinstance(value, ast.Tuple) else [(to, value)]
-            for one, v in pairs:
+            values = value.elts if isinstance(value, ast.Tuple) else repeat(ast.Constant(None)) # of what a function gives to several names, nothing is known
+            for one, v in zip(to.elts, values) if isinstance(to, ast.Tuple) else [(to, value)]:
                 if not isinstance(one, ast.Attribute) or ast.unparse(one.value) != "self" or one.attr in there: continue
                 kind = kind_of(v, said)
                 found[one.attr] = kind if found.get(one.attr, kind) == kind else "Any"
@@ -69,12 +72,16 @@ def attributes(cls: ast.ClassDef, inherited: dict[str, set[str]]) -> dict[str, s
 
 def stub(source: str, inherited: dict[str, set[str]]) -> str:
     "What a type checker needs of a module: signatures and attributes, no bodies; `inherited` says what other classes declare."
-    tree = ast.parse(fold(source)[0])
-    tree.body = [n for n in tree.body if not isinstance(n, (ast.If, ast.Expr))]
+    folded = fold(source)[0]
+    tree = ast.parse(folded)
+    tree.body = [n for n in tree.body if not isinstance(n, (ast.If, ast.Expr)) or isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    for name in (a for n in tree.body if isinstance(n, ast.ImportFrom) and n.level for a in n.names): name.asname = name.asname or name.name # else it could not be imported from here, as it can from the module
     for cls in (n for n in tree.body if isinstance(n, ast.ClassDef)):
         cls.body += [ast.parse(f"{name}: {kind}").body[0] for name, kind in attributes(cls, inherited).items()]
     for f in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)): f.body = [ast.Expr(ast.Constant(ast.get_docstring(f) or ...))]
-    return f"from typing import Any\n{ast.unparse(tree)}\n"
+    text = ast.unparse(tree)
+    for name, known in re.findall(r"def (\w+)\(.*(# type: ignore\[[\w-]+\])", folded): text = re.sub(rf"( def {name}\(.*)", rf"\1 {known}", text) # comments are lost otherwise
+    return f"from typing import Any\n{text}\n"
 
 
 def write_stubs(folder: Path) -> None:
@@ -98,14 +105,26 @@ def write_copy() -> dict[str, list[int]]:
     return numbers
 
 
+def mypy(folder: Path, args: list[str]) -> tuple[int, list[str]]:
+    "Exit status and lines of mypy over the package in a folder."
+    done = subprocess.run([sys.executable, "-m", "mypy", "--config-file", ROOT / "pyproject.toml", "--cache-dir", COPY.parent, *args, "cmlfa"], cwd=folder, capture_output=True, text=True)
+    return done.returncode, (done.stdout + done.stderr).splitlines()
+
+
 def main(args: list[str]) -> int:
-    "Run mypy over the copy; the places that it names are those of the package."
+    "Run mypy over the copy, where the places that it names are those of the package; then over the package with its stubs, as it is installed."
     numbers = write_copy()
-    done = subprocess.run([sys.executable, "-m", "mypy", "--config-file", ROOT / "pyproject.toml", "--cache-dir", COPY.parent, *args, "cmlfa"], cwd=COPY, capture_output=True, text=True)
-    for line in (done.stdout + done.stderr).splitlines():
+    status, lines = mypy(COPY, args)
+    for line in lines:
         m = re.match(r"(cmlfa/\w+\.py):(\d+):(.*)", line)
         print(f"{m[1]}:{numbers[m[1]][int(m[2]) - 1]}:{m[3]}" if m else line)
-    return done.returncode
+    if status: return status
+    shutil.rmtree(BUILT, ignore_errors=True)
+    shutil.copytree(ROOT / "cmlfa", BUILT / "cmlfa", ignore=shutil.ignore_patterns("__pycache__", "models"))
+    write_stubs(BUILT / "cmlfa")
+    status, lines = mypy(BUILT, args)
+    print("with stubs:", *lines, sep="\n" if status else " ")
+    return status
 
 
 if __name__ == "__main__": sys.exit(main(sys.argv[1:]))
