@@ -194,6 +194,7 @@ def _index(self: Store): # the approximate index, opened at the first use; None 
 @patch
 def _checked(self: Store, index): # that it belongs to the vectors; those that count are looked up now, so that it knows no row that comes later
     i = self.index
+    assert i # it has just been opened
     if wrong := wrong_with(index, i["kind"], self.vectors[:i["rows"]], i["effort"]): raise UserError(f"{self.folder / i['file']}: {wrong}; {AGAIN}")
     return index
 
@@ -230,7 +231,7 @@ def reindex(self: Store,
     chosen, why = choose_kind(len(self)) if kind == "auto" else (kind, "as asked for")
     if kind == "auto" and old and old["kind"] == chosen and len(vectors) <= 1.25 * old["rows"] and self._usable(): return f"index: {chosen} over {old['rows']:,} vectors is kept, the other {len(vectors) - old['rows']:,} are compared one by one"
     if chosen == "ivfpq" and len(vectors) < 16: chosen, why = "exact", "ivfpq needs 16 images to learn its codes from"
-    made = None
+    made: dict | None = None
     if chosen != "exact":
         if queries is None: queries = _disturbed(vectors)
         index = build_index(vectors, chosen)
