@@ -52,7 +52,7 @@ test-oldest: ## the oldest versions that settings.ini allows, in .venv-oldest; a
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -q -n 2 --dist loadfile tests --ignore tests/test_explore.py # all but the page, which needs a browser
 
 notebooks: $(READY) ## run every notebook
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing # two processes of two threads each would wait for each other; what is expected is what a CPU gives
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python tools/offline.py --n_workers 2 --timing # two processes of two threads each would wait for each other; what is expected is what a CPU gives
 
 browser: $(READY) # Chromium for the tests: the system's where one may install it, else Playwright's own
 	@test -x /usr/bin/chromium || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || $(BIN)/playwright install chromium || echo "no browser can be had here; without CI the tests of the page are skipped"

@@ -4,8 +4,6 @@ import logging
 import os
 import sys
 
-logging.getLogger("matplotlib").setLevel(logging.ERROR) # a home that may not be written to, or a list of fonts that takes a while, is no news to whoever looks for a person
-
 
 def _stopped(kind, e, trace):
     "Ctrl-C while a command is still importing, and cannot say anything by itself."
@@ -13,4 +11,6 @@ def _stopped(kind, e, trace):
     else: sys.__excepthook__(kind, e, trace)
 
 
-if os.path.basename(sys.argv[0] if sys.argv else "").startswith("cmlfa_"): sys.excepthook = _stopped
+if os.path.basename(sys.argv[0] if sys.argv else "").startswith("cmlfa_"): # a command, whose process is its own
+    sys.excepthook = _stopped
+    logging.getLogger("matplotlib").setLevel(logging.ERROR) # a home that may not be written to, or a list of fonts that takes a while, is no news to whoever looks for a person

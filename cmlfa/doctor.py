@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
-from .synth import LAYOUTS, SPLITS, UserError, ignore_interrupts, usable_cores
+from .synth import LAYOUTS, NAMES, SPLITS, UserError, ignore_interrupts, usable_cores
 from .tokenizer import Tokenizer
 from .data import FORMATS, MAX_PIXELS, check_rows, entry_fault, locate, read_entries
 
@@ -67,7 +67,7 @@ def read_image_file(
         if state.st_size > MAX_BYTES: return None, "absurd", f"has {state.st_size:,} bytes"
         return Path(path).read_bytes(), None, ""
     except FileNotFoundError: return None, "missing", "is missing"
-    except (OSError, ValueError) as e: return None, "unreadable", f"cannot be read ({getattr(e, 'strerror', None) or 'no file can have this name'})"
+    except (OSError, ValueError) as e: return None, "unreadable", f"cannot be read ({getattr(e, 'strerror', None) or f'no file can have this name{NAMES}'})"
 
 # %% ../nbs/03_doctor.ipynb #1adc3e45
 def decode(

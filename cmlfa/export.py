@@ -201,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("model", help="a run's folder, a shared folder, a .safetensors file, a bundled model, or owner/name on the Hugging Face Hub")
     p.add_argument("out", help="folder to write")
     p.add_argument("--to", choices=("onnx", "folder"), default="onnx", help="image.onnx and text.onnx, or a shared folder [onnx]")
-    p.add_argument("--data", help="with --to folder: a sentence for the card that says what the model was trained on")
+    p.add_argument("--data", type="sentence", help="with --to folder: a sentence for the card that says what the model was trained on")
     p.add_argument("--half", action="store_true", help="with --to folder: store the weights in half precision")
     p.add_argument("--time", action="store_true", help="with --to onnx: time both runtimes on one core afterwards")
     a = p.parse_args(argv)

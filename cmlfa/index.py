@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from .caption import CAMERAS, choose, phrase, sample_identity, sample_shot, visible
-from .synth import Parser, UserError, command
+from .synth import NAMES, Parser, UserError, command
 from .data import BadImage, load_image
 from .gather import beside, one_voice
 from .batches import normalise
@@ -59,7 +59,7 @@ def find_images(
                     path.encode(); s = f.stat()
                     if stat.S_ISREG(s.st_mode): found[path] = s.st_size, s.st_mtime_ns # a pipe would be waited for
             except OSError as e: bad[path] = f"{Path(root) / path}: this file cannot be read ({e.strerror})."
-            except UnicodeEncodeError: bad[ascii(path)] = f"{Path(root) / ascii(path)}: its name is no UTF-8; rename it."
+            except UnicodeEncodeError: bad[ascii(path)] = f"{Path(root) / ascii(path)}: its name is no UTF-8{NAMES}; rename it."
     return dict(sorted(found.items())), bad
 
 # %% ../nbs/13e_index.ipynb #6814c13b
@@ -209,7 +209,7 @@ def _look(photos, store): # the images, what is wrong; or a refusal
     if not str(photos).strip() or not Path(photos).is_dir(): raise UserError(f"{photos or 'PHOTOS'}: there is no such folder; give the folder of images.")
     found, bad = find_images(photos)
     if not found and (n := _count(photos, store)): raise UserError(f"{photos}: holds no image, and the store knows {n} from there; mount the disk, or remove the store if they are really gone. Nothing was changed.")
-    if not found: raise UserError(f"{photos}: holds no image ({', '.join(SUFFIXES)}){'; ' + next(iter(bad.values())) if bad else ''}; give a folder that holds some.")
+    if not found: raise UserError(f"{photos}: holds no image ({', '.join(SUFFIXES)}){'; ' + next(iter(bad.values())).rstrip('.') if bad else ''}; give a folder that holds some.")
     return found, bad
 
 def _count(photos, store): # images of this folder in a store that may not be there

@@ -226,12 +226,12 @@ def save_hits(
 def main(argv: list[str] | None = None) -> None:
     "The command `cmlfa_search`."
     p = Parser(prog="cmlfa_search", description="Search a store of images, made by cmlfa_index, with sentences and images.")
-    p.add_argument("text", type=str, metavar="TEXT", nargs="*", help="what to look for, a sentence in quotation marks; of several, all must hold")
-    p.add_argument("--and", type=str, dest="more", action="append", default=[], metavar="TEXT", help="a further sentence that must hold; may be repeated")
-    p.add_argument("--not", type=str, dest="unwanted", action="append", default=[], metavar="TEXT", help="a sentence that must not hold; may be repeated")
+    p.add_argument("text", type="sentence", metavar="TEXT", nargs="*", help="what to look for, a sentence in quotation marks; of several, all must hold")
+    p.add_argument("--and", type="sentence", dest="more", action="append", default=[], metavar="TEXT", help="a further sentence that must hold; may be repeated")
+    p.add_argument("--not", type="sentence", dest="unwanted", action="append", default=[], metavar="TEXT", help="a sentence that must not hold; may be repeated")
     p.add_argument("--image", action="append", default=[], metavar="FILE", help="an image that shows what is looked for; may be repeated")
     p.add_argument("--mix", type=float, default=0.5, help="share of the images where there is text too, 0 to 1 (default 0.5)")
-    p.add_argument("--where", action="append", default=[], metavar="CONDITION", help="as in camera=3, folder=2024, 'size>1000'; may be repeated, all must hold")
+    p.add_argument("--where", type="sentence", action="append", default=[], metavar="CONDITION", help="as in camera=3, folder=2024, 'size>1000'; may be repeated, all must hold")
     p.add_argument("--store", default="store", help="a folder, the address of a Milvus server, or a path that ends in .db (default store)")
     p.add_argument("--model", help="the model, if it is not where it was when the store was made")
     p.add_argument("-k", type=int, default=10, help="how many images (default 10)")
@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--html", metavar="FILE", help="write a contact sheet as a page")
     p.add_argument("--png", metavar="FILE", help="write a contact sheet as a picture")
     p.add_argument("--cpu", action="store_true", help="do not use a GPU")
-    a = p.parse_args(argv) # type=str, since an empty sentence has an answer of its own
+    a = p.parse_args(argv)
     for file, ends in ((a.html, (".html", ".htm")), (a.png, (".png",))):
         if file and not file.lower().endswith(ends): raise UserError(f"{file}: end the name in {ends[0]}.")
     hits = Searcher(a.store, a.model, a.cpu)(Query(a.text + a.more, a.image, a.unwanted, a.mix), a.k, a.where, a.exact)

@@ -263,7 +263,7 @@ def save_pretrained(self: Saved,
     **kwargs: Any, # of the mixin: push_to_hub, repo_id, model_card_kwargs
 ) -> str | None:
     "Write the folder that `from_pretrained` opens."
-    try: return super(Saved, self).save_pretrained(save_directory, config=self.settings | {"arch": asdict(self.arch)}, **kwargs) # what the mixin would gather by itself differs between its versions
+    try: return super(Saved, self).save_pretrained(save_directory, **kwargs | dict(config=self.settings | {"arch": asdict(self.arch)})) # what the mixin would gather by itself differs between its versions
     except OSError as e: raise UserError(f"{save_directory}: cannot be written ({e.strerror or e}); choose another folder.") from e
 
 # %% ../nbs/08b_share.ipynb #a302d2c0

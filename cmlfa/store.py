@@ -7,7 +7,7 @@ __all__ = ['Store']
 
 # %% ../nbs/13c_store.ipynb #4f188d86
 import fcntl, json, os, shutil, sqlite3
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from typing_extensions import Self
 from .synth import UserError
 from .items import Item, Model, Where, known_columns, latest, open_items, read_manifest, same_model, sql, transaction, write_manifest
-from .nearest import build_index, choose_kind, load_index, nearest, save_index, tune
+from .nearest import AGAIN, build_index, choose_kind, load_index, nearest, save_index, tune, wrong_with
 
 # %% ../nbs/13c_store.ipynb #5b0207b1
 @contextmanager
@@ -70,7 +70,7 @@ def _take_lock(self: Store): # or say who has it
         raise UserError(f"{self.folder}: process {self._lock.read().strip() or 'unknown'} is writing into this store; wait until it is done. Searching goes on meanwhile.") from None
     except OSError: pass # a file system without locks
     self._lock.truncate(0)
-    print(os.getpid(), file=self._lock, flush=True)
+    with suppress(OSError): os.write(self._lock.fileno(), str(os.getpid()).encode()) # it only makes the message better
 
 @patch
 def _next(self: Store): return self.db.execute("SELECT next FROM state").fetchone()[0] # number of the next row
@@ -188,8 +188,20 @@ def _allowed(self: Store, n, where): # mask of the rows that count; None if all 
 def _index(self: Store): # the approximate index, opened at the first use; None if there is none
     if self.index and self._ann[0] != self.index["file"]:
         if not (self.folder / self.index["file"]).exists(): self.index = read_manifest(self.folder)[1] # a writer has built another one
-        if self.index: self._ann = self.index["file"], load_index(self.folder / self.index["file"])
+        if self.index: self._ann = self.index["file"], self._checked(load_index(self.folder / self.index["file"]))
     return self._ann[1] if self.index else None
+
+@patch
+def _checked(self: Store, index): # that it belongs to the vectors; those that count are looked up now, so that it knows no row that comes later
+    i = self.index
+    assert i # it has just been opened
+    if wrong := wrong_with(index, i["kind"], self.vectors[:i["rows"]], i["effort"]): raise UserError(f"{self.folder / i['file']}: {wrong}; {AGAIN}")
+    return index
+
+@patch
+def _usable(self: Store): # is there an index that can be opened?
+    try: return self._index() is not None
+    except UserError: return False
 
 # %% ../nbs/13c_store.ipynb #c35b5ee0
 @patch
@@ -201,7 +213,7 @@ def search(self: Store,
 ) -> list[list[tuple[float, Item]]]: # for each query, scores and images, best first
     "The k best images."
     with _whole(self.folder), transaction(self.db, "DEFERRED"):
-        index = None if all_of_them else self._index() # first, so that it knows no row that comes later
+        index = None if all_of_them else self._index()
         vectors = self.vectors
         scores, rows = nearest(index, vectors, queries, k, self.index["effort"] if self.index and index is not None else 0, self._allowed(len(vectors), where))
         get = lambda r: _item(*self.db.execute(f"SELECT {_FACTS} FROM items WHERE row=?", (int(r),)).fetchone())
@@ -217,9 +229,9 @@ def reindex(self: Store,
     "Build or drop the approximate index."
     vectors, old = self.vectors, self.index
     chosen, why = choose_kind(len(self)) if kind == "auto" else (kind, "as asked for")
-    if kind == "auto" and old and old["kind"] == chosen and len(vectors) <= 1.25 * old["rows"]: return f"index: {chosen} over {old['rows']:,} vectors is kept, the other {len(vectors) - old['rows']:,} are compared one by one"
+    if kind == "auto" and old and old["kind"] == chosen and len(vectors) <= 1.25 * old["rows"] and self._usable(): return f"index: {chosen} over {old['rows']:,} vectors is kept, the other {len(vectors) - old['rows']:,} are compared one by one"
     if chosen == "ivfpq" and len(vectors) < 16: chosen, why = "exact", "ivfpq needs 16 images to learn its codes from"
-    self.index = None
+    made: dict | None = None
     if chosen != "exact":
         if queries is None: queries = _disturbed(vectors)
         index = build_index(vectors, chosen)
@@ -227,11 +239,12 @@ def reindex(self: Store,
         why += f"; recall@10 {tried[-1][1]:.3f} at effort {tried[-1][0]}"
         if tried[-1][1] < goal: chosen, why = "exact", f"{chosen} did not reach {goal} ({why})"
         else:
-            self.index = dict(kind=chosen, file=f"index-{len(vectors)}-{chosen}.faiss", rows=len(vectors), effort=tried[-1][0], tried=tried)
-            save_index(index, self.folder / self.index["file"])
-    write_manifest(self.folder, self.model, self.index)
+            made = dict(kind=chosen, file=f"index-{len(vectors)}-{chosen}.faiss", rows=len(vectors), effort=tried[-1][0], tried=tried)
+            save_index(index, self.folder / made["file"])
+    with _whole(self.folder): write_manifest(self.folder, self.model, made)
+    self.index, self._ann = made, (None, None)
     for f in self.folder.glob("index-*"):
-        if not self.index or f.name != self.index["file"]: f.unlink()
+        if not made or f.name != made["file"]: f.unlink()
     return f"index: {chosen}, {why}"
 
 def _disturbed(vectors): # queries near some of the vectors

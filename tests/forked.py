@@ -19,6 +19,9 @@ import time
 from configparser import ConfigParser
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+from offline import stay_here
+
 BIN = Path(sys.executable).parent
 
 
@@ -88,15 +91,6 @@ class Command:
             time.sleep(.01)
         out, err = self.communicate(1)
         return out, SWALLOWED.sub("", err)
-
-
-def stay_here(event, args):
-    "An audit hook: no look-up and no connection that leaves this machine."
-    if event not in ("socket.getaddrinfo", "socket.connect"): return
-    address = args[0] if event == "socket.getaddrinfo" else args[1]
-    host = address[0] if isinstance(address, tuple) else address if event == "socket.getaddrinfo" else None # a path: a socket of this machine
-    if isinstance(host, bytes): host = host.decode()
-    if host and not (host in ("localhost", "::1") or host.startswith("127.")): raise OSError(f"{host}: the tests use no network")
 
 
 def become(job):

@@ -50,17 +50,21 @@ def test_ctrl_c_while_a_command_is_still_importing_is_a_sentence(tmp_path):
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "cmlfa_try: stopped by Ctrl-C.\n")
 
 
-def test_a_home_that_may_not_be_written_is_no_news(tmp_path):
-    done = subprocess.run([sys.executable, "-c", "import cmlfa, matplotlib"], cwd=tmp_path, env={k: v for k, v in os.environ.items() if k != "MPLCONFIGDIR"} | {"PYTHONPATH": str(ROOT), "HOME": os.devnull, "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": ""}, capture_output=True, text=True)
+def test_a_home_that_may_not_be_written_is_no_news_to_a_command(tmp_path):
+    (tmp_path / "cmlfa_try").write_text("import cmlfa, matplotlib")
+    done = subprocess.run([sys.executable, "cmlfa_try"], cwd=tmp_path, env={k: v for k, v in os.environ.items() if k != "MPLCONFIGDIR"} | {"PYTHONPATH": str(ROOT), "HOME": os.devnull, "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": ""}, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_importing_everything_uses_no_network_and_says_nothing(tmp_path):
     code = f"""import importlib, sys
-sys.path.insert(0, {str(ROOT / "tests")!r})
-from forked import stay_here
+sys.path.insert(0, {str(ROOT / "tools")!r})
+from offline import stay_here
 sys.addaudithook(stay_here)
+import logging
+before = logging.root.level, logging.getLogger("matplotlib").level, sys.excepthook
 for name in {sorted(f.stem for f in (ROOT / "cmlfa").glob("[a-z]*.py"))}: importlib.import_module("cmlfa." + name)
+assert (logging.root.level, logging.getLogger("matplotlib").level, sys.excepthook) == before
 import socket
 try: socket.create_connection(("192.0.2.1", 80), timeout=1)
 except OSError as e: print(e)"""
@@ -69,11 +73,25 @@ except OSError as e: print(e)"""
 
 
 def test_the_tests_themselves_use_no_network(tmp_path):
-    for leave in (lambda: socket.create_connection(("192.0.2.1", 80), timeout=1), lambda: socket.getaddrinfo("example.org", 443)):
-        with pytest.raises(OSError, match="the tests use no network"): leave()
+    with socket.socket(type=socket.SOCK_DGRAM) as u, socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as v:
+        for leave in (lambda: socket.create_connection(("192.0.2.1", 80), timeout=1), lambda: socket.getaddrinfo("example.org", 443), lambda: socket.gethostbyname("example.org"), lambda: socket.gethostbyname_ex("127.example.org"),
+                      lambda: socket.gethostbyaddr("192.0.2.1"), lambda: socket.getnameinfo(("192.0.2.1", 80), 0), lambda: u.sendto(b"?", ("192.0.2.1", 53)), lambda: u.sendmsg([b"?"], [], 0, ("192.0.2.1", 53)), lambda: v.sendto(b"?", ("2001:db8::1", 53)), lambda: u.connect(("8.8.8.8", 80))):
+            with pytest.raises(OSError, match="the tests use no network"): leave()
+        u.bind(("127.0.0.1", 0))
+        with socket.socket(type=socket.SOCK_DGRAM) as w: w.sendto(b"!", u.getsockname())
+        assert u.recv(1) == b"!"
+    for host in ("localhost", "127.0.0.1", "::1", "0.0.0.0", None): socket.getaddrinfo(host, 80)
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname(), timeout=5): pass
     with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
         server.bind(str(tmp_path / "s")), server.listen(), client.connect(str(tmp_path / "s"))
+
+
+def test_the_notebooks_use_no_network(tmp_path):
+    cells = [dict(cell_type="code", id=str(n), metadata={}, execution_count=None, outputs=[], source=[line]) for n, line in enumerate(("print('begun')", "import socket; socket.gethostbyname('example.org')"))]
+    (tmp_path / "1.ipynb").write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+    done = subprocess.run([sys.executable, ROOT / "tools/offline.py", "--path", tmp_path / "1.ipynb"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "example.org: the tests use no network" in done.stderr and "While Executing Cell #2" in done.stderr, done.stderr
+    assert "tools/offline.py --n_workers" in (ROOT / "Makefile").read_text()
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)

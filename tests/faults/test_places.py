@@ -1,14 +1,17 @@
 """Disks that are full, folders that may not be written, two runs in one place, clocks that go back, names that are odd: what is promised for each, tried."""
 import json
+import multiprocessing
 import os
 import re
 import resource
 import shutil
 import signal
+import sys
 import time
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 import psutil
 import pytest
 import soak
@@ -17,9 +20,11 @@ import test_resume
 from conftest import FULL, PUBLISHED, TINY, disk, remount
 
 from cmlfa.checkpoint import newest, places
+from cmlfa.doctor import examine_all
 from cmlfa.export import main as export_main
 from cmlfa.index import index
 from cmlfa.index import main as index_main
+from cmlfa.items import Item, Model
 from cmlfa.pack import image_source, write_pack
 from cmlfa.pack import main as pack_main
 from cmlfa.port import main as convert_main
@@ -58,6 +63,26 @@ def test_killed_and_nothing_is_lost(part, times, tmp_path):
     assert found["tried"] == times and not found["lost"], found
 
 
+@pytest.mark.parametrize("what, inner", [("drawing", "synth._save_image"), ("packing", "pack.Files"), ("reading images", "doctor.read_image_file")])
+def test_a_process_that_helps_is_killed(what, inner, data, copy, tmp_path, monkeypatch):
+    def work():
+        if what == "drawing":
+            write_synth(tmp_path / "out", "small", workers=2, progress=False)
+            return soak.tree(tmp_path / "out/CUHK-PEDES/imgs") == soak.tree(data / "CUHK-PEDES/imgs")
+        if what == "packing": return write_pack(copy, "CUHK-PEDES", (96, 48), workers=2, progress=False)
+        return len(examine_all(sorted(map(str, copy.rglob("*.jpg"))) * 3, workers=2)) == 3 * 192
+    def once(*args):
+        if multiprocessing.parent_process() and not (tmp_path / "killed").exists():
+            (tmp_path / "killed").touch()
+            signal.raise_signal(signal.SIGKILL)
+        return real(*args)
+    name = f"cmlfa.{inner}"
+    real = getattr(sys.modules[name.rpartition(".")[0]], name.rpartition(".")[2])
+    monkeypatch.setattr(name, once)
+    with pytest.raises(UserError, match=f"a process that was {what} got killed, perhaps for want of memory; .* with fewer --workers"): work()
+    assert work()
+
+
 def test_a_disk_that_fills_up_while_people_are_drawn(data, tmp_path):
     with little_room(tmp_path / "out", 400_000, 60_000) as make_room:
         with pytest.raises(UserError, match=f"({FULL}).*What was drawn is kept, and the same command goes on") as e: write_synth(tmp_path / "out", "small", workers=1, progress=False)
@@ -81,6 +106,25 @@ def test_a_disk_that_fills_up_while_a_store_is_written(data, model, tmp_path):
         assert 4 <= kept < 192 and len(search("a red coat", tmp_path / "disk/store", 3)) == 3
         assert index(photos, tmp_path / "disk/store", batch_size=4).new == 192 - kept
         with Store(tmp_path / "disk/store") as s: assert len(s) == 192
+
+
+def test_a_disk_that_fills_up_while_an_index_is_written(tmp_path):
+    store, about, images = tmp_path / "disk/store", Model("none", "f" * 64, soak.DIM), [Item("/photos", f"{k}.jpg", hash=str(k)) for k in range(1000)]
+    vectors = np.stack([soak.vector_of(i.hash) for i in images])
+    with little_room(tmp_path / "disk", 2_000_000, 300_000) as make_room:
+        with Store(store, about, write=True) as s:
+            s.put(images[:700], vectors[:700])
+            s.reindex("hnsw")
+        (tmp_path / "disk/other").write_bytes(bytes(shutil.disk_usage(store).free - 160_000 if shutil.disk_usage(store).total < 3_000_000 else 0)) # what else lies there
+        with Store(store, about, write=True) as s:
+            s.put(images[700:], vectors[700:])
+            with pytest.raises(UserError, match=f"index-1000-hnsw.faiss: cannot be written .({FULL}).*make room, the store itself is whole") as e: s.reindex("hnsw")
+            assert "\n" not in str(e.value)
+            with Store(store) as fresh:
+                for reader in (s, fresh): assert reader.index["rows"] == 700 and [found[0][1].path for found in reader.search(vectors[::100], 1)] == [f"{k}.jpg" for k in range(0, 1000, 100)]
+            assert [f.name for f in store.glob("index-*")] == ["index-700-hnsw.faiss"]
+        make_room()
+        with Store(store, about, write=True) as s: assert "recall@10" in s.reindex("hnsw") and s.index["rows"] == 1000
 
 
 def called(main, *args):
@@ -141,7 +185,7 @@ def test_two_runs_in_one_folder_a_clock_set_back_and_other_data(copy, tmp_path):
     line = [*PUBLISHED.format(copy).split(), *TINY, *test_resume.FLAGS, "--checkpoint_steps", "0"]
     run = tmp_path / "run"
     first = soak.start(tmp_path, unsteady, [*line, "--num_epoch", "2"], run, (3, partial(signal.raise_signal, signal.SIGSTOP))) # it must neither end before the second has begun nor write over what that says
-    (tmp_path / "second").mkdir()
+    for name in ("second", "whole"): (tmp_path / name).mkdir()
     limit = time.monotonic() + 300
     while psutil.Process(first.pid).status() != psutil.STATUS_STOPPED and time.monotonic() < limit: time.sleep(.01)
     try:
@@ -150,8 +194,11 @@ def test_two_runs_in_one_folder_a_clock_set_back_and_other_data(copy, tmp_path):
         said = (run / "out.txt").read_text() # both write into this file; the second has begun it anew
     finally: os.kill(first.pid, signal.SIGCONT)
     assert second.exitcode == 2 and f"process {first.pid} is training in this folder; wait until it has ended, or choose another --name" in said and "Traceback" not in said, said
+    whole = soak.start(tmp_path / "whole", soak.train, [*line, "--num_epoch", "2"], tmp_path / "whole") # nobody disturbs it
     first.join(1000)
     assert first.exitcode == 0, said
+    soak.end(whole, tmp_path / "whole")
+    test_resume.same(run, tmp_path / "whole")
     assert [r["step"] for r in test_resume.history(run) if "loss" in r] == list(range(24))
     file = copy / "CUHK-PEDES/reid_raw.json"
     before = file.read_text()
