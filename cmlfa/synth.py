@@ -71,7 +71,7 @@ def command(
             raise
         except OSError as e:
             if e.errno == errno.ENOSPC: text = f"{'what is printed' if _lost() else e.filename or 'a file'} cannot be written ({e.strerror}); make room, and give the same command again."
-            elif e.filename: text = f"{e.filename}: cannot be read or written ({e.strerror}); check the place and its permissions."
+            elif e.filename or isinstance(e, FileNotFoundError): text = f"{e.filename or 'the current folder'}: cannot be read or written ({e.strerror}); check the place and its permissions."
             else: raise
             status = 2
         try: print(f"{name}: {_fit(text)}", file=sys.stderr)
