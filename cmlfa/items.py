@@ -201,7 +201,9 @@ def open_items(
         if write: db.execute("CREATE TABLE IF NOT EXISTS kept(root TEXT, path TEXT, meta TEXT, UNIQUE(root, path))") # a store of the first days had none
         db.execute("SELECT next FROM state").fetchone()[0]
         return db
-    except (sqlite3.Error, TypeError) as e: raise UserError(f"{file}: is damaged ({e}); fetch the store again, or index anew into another folder.") from e
+    except (sqlite3.Error, TypeError) as e:
+        what, first = ("cannot be opened", "make room on its disk, where opening needs some 40 KB; if there is room, ") if re.search("full|I/O", str(e)) else ("is damaged", "")
+        raise UserError(f"{file}: {what} ({e}); {first}fetch the store again, or index anew into another folder.") from e
 
 # %% ../nbs/13b_items.ipynb #81e1e751
 @contextmanager

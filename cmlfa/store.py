@@ -7,7 +7,7 @@ __all__ = ['Store']
 
 # %% ../nbs/13c_store.ipynb #4f188d86
 import fcntl, json, os, shutil, sqlite3
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
@@ -70,7 +70,7 @@ def _take_lock(self: Store): # or say who has it
         raise UserError(f"{self.folder}: process {self._lock.read().strip() or 'unknown'} is writing into this store; wait until it is done. Searching goes on meanwhile.") from None
     except OSError: pass # a file system without locks
     self._lock.truncate(0)
-    print(os.getpid(), file=self._lock, flush=True)
+    with suppress(OSError): os.write(self._lock.fileno(), str(os.getpid()).encode()) # it only makes the message better
 
 @patch
 def _next(self: Store): return self.db.execute("SELECT next FROM state").fetchone()[0] # number of the next row
