@@ -214,7 +214,7 @@ def _look(photos, store): # the images, what is wrong; or a refusal
 
 def _count(photos, store): # images of this folder in a store that may not be there
     try:
-        with open_store(store) as s: return len(s.known(str(Path(photos).resolve())))
+        with open_store(store) as s: return len(s.known(os.path.realpath(photos)))
     except UserError: return 0
 
 def _facts(store, root, table): # enter the columns of a table; how many rows of it name no image
@@ -261,7 +261,7 @@ def index(
 ) -> Report: # what was done; of several processes, the first one knows all of it
     "Bring a store up to date with a folder."
     table, (rank, ranks) = read_metadata(metadata) if metadata else {}, team()
-    root, (found, bad) = str(Path(photos).resolve()), _look(photos, store)
+    root, (found, bad) = os.path.realpath(photos), _look(photos, store)
     net, about = open_model(model or _model_of(store), my_device(cpu))
     s = open_store(store, about, write=True) if rank == 0 else None
     try:

@@ -144,7 +144,7 @@ def lay_out(
     if not found: raise UserError(f"{download}: holds no {' or '.join(files)}; the annotation file comes with the data set, perhaps as an archive of its own.")
     near = [p / "imgs" for p in (found[0].parent, *found[0].parents) if p.is_relative_to(download)]
     images = next((p for p in [*near, *sorted(download.rglob("imgs"))] if os.path.isdir(p)), found[0].parent)
-    if Path(os.path.expanduser(root)).resolve().is_relative_to(images.resolve()): raise UserError(f"{root}: lies among the images in {images}; choose a DIR outside of them.")
+    if Path(os.path.realpath(os.path.expanduser(root))).is_relative_to(images.resolve()): raise UserError(f"{root}: lies among the images in {images}; choose a DIR outside of them.")
     with _built(root, name) as part:
         _place(found[0], part / files[0], copy)
         _place(images, part / "imgs", copy)

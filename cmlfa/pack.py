@@ -7,10 +7,13 @@ __all__ = ['VERSION', 'BLOCK', 'make_plan', 'bytes_needed', 'check_room', 'write
            'image_source', 'packed_ids', 'open_splits', 'verify', 'main']
 
 # %% ../nbs/03b_pack.ipynb #621343e1
-import hashlib, json, os, shutil
-from collections.abc import Callable, Sequence
+import hashlib, json, os, shutil, time
+try: import fcntl
+except ImportError: fcntl = None # type: ignore[assignment] # Windows, where nobody looks whether somebody else is packing
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -115,7 +118,37 @@ def pack_folder(
     "Where the pack of a data set is."
     return locate(root, name)[0].parent / "packed" / f"{size[0]}x{size[1]}"
 
+# %% ../nbs/03b_pack.ipynb #d94e7b10
+def _take(fd, folder): # the lock, or say that somebody else has it
+    for _ in range(50):
+        try: return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError: time.sleep(.1)
+        except OSError: return # a file system without locks
+    raise UserError(f"{folder}: another process is packing into this folder; wait until it has ended, and give the same command again.")
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]: # nobody else packs into it
+    fd = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if fd is not None: _take(fd, folder)
+        yield
+    finally:
+        if fd is not None: os.close(fd)
+
 # %% ../nbs/03b_pack.ipynb #044fd347
+def _packed(folder, plan): return (folder / "index.json").is_file() and _read_index(folder)["plan"] == plan
+
+def _pack(part, plan, paths, photos, folder, workers, progress): # all of it
+    _write_blocks(part, plan, paths, workers, progress)
+    captions = list(dict.fromkeys(c for p in photos for c in p.captions))
+    (part / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
+    np.save(part / "captions.npy", Tokenizer(plan["context"])(captions, truncate=True).numpy().astype(np.int32))
+    sums = {f: _checksum(part / f) for f in ("images.u8", "captions.npy", "captions.json")}
+    for f in ("done", "plan.json"): (part / f).unlink()
+    (part / "index.json").write_text(json.dumps(dict(plan=plan, checksums=sums)))
+    shutil.rmtree(folder, ignore_errors=True) # a pack of something else, which this one replaces
+    part.rename(folder)
+
 def write_pack(
     root: str | Path, # folder that holds the data sets
     name: str, # a key of `LAYOUTS`
@@ -127,19 +160,12 @@ def write_pack(
 ) -> Path: # the pack's folder
     "Pack a data set: all of it or nothing, going on where an earlier attempt stopped."
     (plan, paths), folder = make_plan(root, name, size, context, skip), pack_folder(root, name, size)
-    if (folder / "index.json").is_file() and _read_index(folder)["plan"] == plan: return folder
+    if _packed(folder, plan): return folder
     part = folder.with_name(f".{folder.name}.part")
     try:
         folder.parent.mkdir(exist_ok=True)
-        _write_blocks(part, plan, paths, workers or usable_cores(), progress)
-        captions = list(dict.fromkeys(c for p in read_photos(root, name, skip) for c in p.captions))
-        (part / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
-        np.save(part / "captions.npy", Tokenizer(context)(captions, truncate=True).numpy().astype(np.int32))
-        sums = {f: _checksum(part / f) for f in ("images.u8", "captions.npy", "captions.json")}
-        for f in ("done", "plan.json"): (part / f).unlink()
-        (part / "index.json").write_text(json.dumps(dict(plan=plan, checksums=sums)))
-        shutil.rmtree(folder, ignore_errors=True) # a pack of something else, which this one replaces
-        part.rename(folder)
+        with _alone(folder.parent):
+            if not _packed(folder, plan): _pack(part, plan, paths, read_photos(root, name, skip), folder, workers or usable_cores(), progress) # nobody has done it meanwhile
     except OSError as e: raise UserError(f"{folder}: cannot be written ({e.strerror or e}); make room or mend the permissions, and the same command goes on.") from e
     except KeyboardInterrupt: raise KeyboardInterrupt("stopped by Ctrl-C; what was packed is kept, and the same command goes on.") from None
     return folder

@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.transforms.functional import pad, resize
 from torchvision.utils import make_grid
 from tqdm import tqdm
-from .synth import UserError
+from .synth import UserError, nowhere
 from .data import Split
 from .batches import MEAN, STD, Files, normalise
 from .lfa import attend
@@ -49,7 +49,11 @@ class Log(Callback):
         text: str, # a line or more
     ) -> None:
         "One entry."
-        if not self.quiet: tqdm.write(text)
+        if not self.quiet:
+            try: tqdm.write(text); sys.stdout.flush()
+            except OSError as e: # the reader of a pipe has gone, or the disk behind it is full
+                self.quiet = nowhere(sys.stdout)
+                text += f"\nwhat is printed reaches nobody any more ({e.strerror}); the training goes on, and says it here"
         with open(self.file, "a", encoding="utf-8") as f: f.write(time.strftime("%Y-%m-%d %H:%M:%S ") + text + "\n")
 
     def before_epoch(self, t: Trainer) -> None: self.sums, self.n, self.start = {}, 0, time.time()

@@ -45,6 +45,9 @@ def photos(data, tmp_path):
     return folder
 
 
+SLOWLY = "import sys, time, cmlfa.index as i, cmlfa.store as s; real = s.Store.put; s.Store.put = lambda *a: (real(*a), time.sleep(.2))[0]; i.main(sys.argv[1:])" # or on a busy machine it would be over before anybody looks
+
+
 def contents(store):
     "Path to vector of everything in a store."
     with Store(store) as s: return {i.path: np.array(s.vectors[i.row]) for i in s.known().values()}
@@ -62,13 +65,13 @@ def starts(command):
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
-def kill_while_writing(command, files, limit=300, by=0):
-    "Start a command and kill it with all its children once the files have grown by more than so many bytes, or the seconds are over; whether it was killed because they grew."
+def kill_while_writing(command, files, limit=300, least=1):
+    "Start a command and kill it with all its children once the files have grown by so many bytes, or the seconds are over; whether it was killed because they grew."
     size = lambda: sum(f.stat().st_size for f in files() if f.exists())
     before, p, end, grown = size(), starts(command), time.monotonic() + limit, False
     while p.poll() is None and not grown and time.monotonic() < end:
         time.sleep(.002)
-        grown = size() > before + by
+        grown = size() >= before + least
     killed = p.poll() is None
     if killed:
         for one in [psutil.Process(p.pid), *psutil.Process(p.pid).children(recursive=True)]: one.kill() # a launcher gives its processes groups of their own
@@ -78,8 +81,7 @@ def kill_while_writing(command, files, limit=300, by=0):
 
 def test_a_mixed_folder_is_indexed_killed_resumed_and_searched(photos, model, tmp_path):
     store, command = tmp_path / "store", ["cmlfa_index", photos, "--store", tmp_path / "store", "--model", model, "--batch_size", "4", "--num_workers", "0"]
-    slowly = "import sys, time, cmlfa.index as i, cmlfa.store as s; real = s.Store.put; s.Store.put = lambda *a: (real(*a), time.sleep(.2))[0]; i.main(sys.argv[1:])" # or on a busy machine it would be over before anybody looks
-    killed = [kill_while_writing(["python", "-c", slowly, *command[1:]], lambda: [store / "vectors.f16"]) for _ in range(2)]
+    killed = [kill_while_writing(["python", "-c", SLOWLY, *command[1:]], lambda: [store / "vectors.f16"]) for _ in range(2)]
     assert all(killed)
     with Store(store) as s: assert 4 <= len(s) < 60 # it opens, and knows what it had finished
     assert search("a red coat", store, 3)
@@ -100,11 +102,12 @@ def test_a_mixed_folder_is_indexed_killed_resumed_and_searched(photos, model, tm
 
 def test_many_processes_killed_and_resumed_by_another_number_of_them(photos, model, tmp_path):
     store = tmp_path / "store"
-    args = ["--no-python", BIN / "cmlfa_index", photos, "--store", store, "--model", model, "--batch_size", "4", "--num_workers", "0", "--cpu"]
-    two = [BIN / "torchrun", "--standalone", "--nproc_per_node", "2", *args]
-    assert kill_while_writing(two, lambda: [store / f"parts/{r}/vectors.f16" for r in (0, 1)], by=2 * 4 * 2 * CMLFA.from_pretrained(model).arch.dim) # in the third batch: one of the two has finished its first
+    args = [photos, "--store", store, "--model", model, "--batch_size", "4", "--num_workers", "0", "--cpu"]
+    (tmp_path / "slowly.py").write_text(SLOWLY)
+    two = [BIN / "torchrun", "--standalone", "--nproc_per_node", "2", tmp_path / "slowly.py", *args]
+    assert kill_while_writing(two, lambda: [store / f"parts/{r}/vectors.f16" for r in (0, 1)], least=3 * 4 * 256) # three batches, of which one at least counts already
     assert list((store / "parts").glob("*/vectors.f16"))
-    done = subprocess.run([BIN / "torchrun", "--standalone", "--nproc_per_node", "3", *args], capture_output=True, text=True, timeout=500)
+    done = subprocess.run([BIN / "torchrun", "--standalone", "--nproc_per_node", "3", "--no-python", BIN / "cmlfa_index", *args], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     counts = [int(n) for n in re.search(r"(\d+) new, (\d+) changed.* (\d+) unchanged", done.stdout).groups()]
     assert 0 < counts[0] < 60 and sum(counts) == 60, done.stdout # what the killed run had embedded was taken over, and it had not embedded all

@@ -1,4 +1,5 @@
-"""Terminals that have only ASCII, streams that were closed: the commands do their work, and what they write is UTF-8."""
+"""Command lines that nobody meant, terminals that have only ASCII, streams that were closed: one sentence, or the work is done and what is written is UTF-8."""
+import importlib
 import json
 import os
 import re
@@ -7,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import ENTRIES
 from PIL import Image
+
+from cmlfa.synth import Parser
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -67,3 +71,38 @@ def test_a_terminal_that_has_only_ascii_and_streams_that_were_closed(place):
     written = [f for f in place.rglob("*") if f.suffix in (".html", ".json", ".jsonl", ".csv", ".txt", ".md", ".yaml")]
     holding = {f.name for f in written if re.search("café 😀|caf\\\\u00e9 \\\\ud83d\\\\ude00", f.read_text(encoding="utf-8"))}
     assert {"queries.csv", "README.md", "found.html", "captions.json"} <= holding, holding
+
+
+class Found(Exception): "Carries a command's parser out of it."
+
+
+def parser_of(main, monkeypatch):
+    "The command line of a command."
+    def found(self, *args): raise Found(self)
+    with monkeypatch.context() as m, pytest.raises(Found) as e:
+        m.setattr(Parser, "parse_args", found)
+        main([])
+    return e.value.args[0]
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_no_option_of_any_command_takes_what_nobody_means(name, monkeypatch, tmp_path, capsys):
+    main = getattr(importlib.import_module(ENTRIES[name][0]), ENTRIES[name][1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name])
+    parser, tried = parser_of(main, monkeypatch), 0
+    options = [a for a in parser._actions if a.option_strings and a.nargs in (None, 2)]
+    needed = ["x" for a in parser._actions if not a.option_strings and a.nargs is None]
+    assert options
+    for a in options:
+        bad = ["nan", "1e999", "-inf", "9" * 30, "9" * 5000, "\udcff", "1\n2", ""] if a.type in (int, float) else [] if a.type == "sentence" or a.type is str else [""] + (["x" * 5000, "\udcff"] if a.choices else [])
+        for value in bad:
+            given = [f"{a.option_strings[0]}={value}"] if a.nargs is None else [a.option_strings[0], value, "1"]
+            with pytest.raises(SystemExit) as e: main([*needed, *given])
+            out, err = capsys.readouterr()
+            assert (e.value.code, out) == (2, "") and err.count("\n") == 1 and len(err) < 800 and err.startswith(f"{name}: ") and a.option_strings[-1] in err and f"see {name} --help" in err, (given, err)
+            tried += 1
+    for given in (["--nope"], ["--nope=1"], [options[0].option_strings[0]], [options[0].option_strings[0][:-1] + "=1"] if len(options[0].option_strings[0]) > 2 else ["--nope"]):
+        with pytest.raises(SystemExit) as e: main([*needed, *given])
+        assert e.value.code == 2 and capsys.readouterr().err.count("\n") == 1, given
+    assert tried and not list(tmp_path.iterdir())
