@@ -202,6 +202,7 @@ def server(
         MappingKernelManager=dict(cull_idle_timeout=600, cull_interval=60), KernelManager=dict(transport="ipc"),
         NotebookNotary=dict(db_file=":memory:", secret=secrets.token_bytes(32)))) # nothing is written among the user's own notebooks
     app.gate = (token, set(names))
+    logging.getLogger("tornado.general").addFilter(lambda r: "websocket_ping_timeout" not in r.getMessage()) # Jupyter asks for more patience than Tornado has, which concerns nobody
     app.initialize([])
     return app
 

@@ -72,7 +72,7 @@ def page(gallery, tmp_path_factory):
     assert stop(process) == (0, []), log.read_text()
     said = log.read_text()
     assert said.rstrip().endswith("The page has ended.")
-    assert not re.search(r"Traceback|ERROR|CRITICAL|Exception|not trusted", said), said
+    assert not re.search(r"Traceback|ERROR|CRITICAL|Exception|not trusted|websocket_ping", said), said
 
 
 @pytest.fixture(scope="module")
