@@ -186,9 +186,12 @@ def _allowed(self: Store, n, where): # mask of the rows that count; None if all 
 
 @patch
 def _index(self: Store): # the approximate index, opened at the first use; None if there is none
-    if self.index and self._ann[0] != self.index["file"]:
-        if not (self.folder / self.index["file"]).exists(): self.index = read_manifest(self.folder)[1] # a writer has built another one
-        if self.index: self._ann = self.index["file"], self._checked(load_index(self.folder / self.index["file"]))
+    while self.index and self._ann[0] != self.index["file"]:
+        try: self._ann = self.index["file"], self._checked(load_index(self.folder / self.index["file"]))
+        except UserError:
+            now = read_manifest(self.folder)[1]
+            if now == self.index: raise
+            self.index = now # a writer has built another one meanwhile
     return self._ann[1] if self.index else None
 
 @patch
