@@ -119,9 +119,10 @@ def places(
 
 # %% ../nbs/12b_checkpoint.ipynb #a11847b3
 def newest(
-    folder: Path, # a run's folder, with at least one checkpoint
+    folder: Path, # a run's folder
 ) -> tuple[Path, dict[str, torch.Tensor], dict, list[str]]: # the file, its tensors, its header, what to say of those passed over
     "The newest checkpoint that is whole."
+    if not places(folder): raise UserError(f"{folder}: holds no checkpoint to go on from; give a run's folder, or one of its last.safetensors.")
     passed = []
     for file in places(folder):
         try: return file, *read_checkpoint(file), passed

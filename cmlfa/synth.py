@@ -89,7 +89,7 @@ def _read(kind, name): # how an argument becomes a number
     def read(text):
         try: n = kind(text)
         except ValueError: n = float("nan")
-        if abs(n) < 2**63: return n
+        if abs(n) < (2**63 if kind is int else float("inf")): return n
         raise argparse.ArgumentTypeError(f"{text!r} is {'too large' if abs(n) > 1 else f'no {name}'}")
     return read
 
