@@ -5,6 +5,7 @@ import signal
 import time
 from datetime import timedelta
 from functools import partial
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,8 @@ from conftest import PUBLISHED, TINY
 
 from cmlfa.index import index
 
-WAYS = pytest.mark.parametrize("number, words", [(signal.SIGKILL, "has ended or cannot be reached"), (signal.SIGSTOP, "has not answered in time")], ids=["killed", "hung"])
+OLD = tuple(map(int, version("torch").split(".")[:2])) < (2, 14) # 2.8 was seen to
+WAYS = pytest.mark.parametrize("number, words", [(signal.SIGKILL, "has ended or cannot be reached"), pytest.param(signal.SIGSTOP, "has not answered in time", marks=pytest.mark.skipif(OLD, reason="gloo of older PyTorch keeps the half hour that it began with, which nobody waits for here"))], ids=["killed", "hung"])
 
 
 def member(rank, place):
