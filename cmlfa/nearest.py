@@ -242,7 +242,7 @@ def load_index(
     limit = getattr(faiss, "set_deserialization_vector_byte_limit", lambda n: None) # of newer versions
     try:
         limit(os.path.getsize(path)) # a header that lies cannot fill the memory
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        return faiss.read_index(str(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
     except (OSError, RuntimeError, MemoryError) as e: raise UserError(f"{path}: is missing or damaged; {AGAIN}") from e
     finally: limit(1 << 40) # as it was
 
