@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from .synth import Parser, UserError, command
+from .support import Parser, UserError, command
 from .bpe import open_clip_folder
 from .clip import ARCHS, Arch, TextEncoder
 from .resnet import image_tower

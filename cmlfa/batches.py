@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from .data import Split, load_image
-from .synth import UserError
+from .support import UserError
 from .tokenizer import Tokenizer
 
 # %% ../nbs/02b_batches.ipynb #c47c7dd0

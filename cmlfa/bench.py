@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 import torch
-from .synth import Parser, UserError, command, usable_cores
+from .support import Parser, UserError, command, usable_cores
 
 # %% ../nbs/17_bench.ipynb #50306fb1
 def paired(

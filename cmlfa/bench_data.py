@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
-from .synth import Size, usable_cores, write_synth
+from .support import usable_cores
+from .synth import Size, write_synth
 from .tokenizer import Tokenizer
 from .data import Split, read_splits
 from .batches import MEAN, STD, Augment, Files, Pairs, train_loader

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import torch
 import torch.nn.functional as F
-from .synth import UserError
+from .support import UserError
 from .measures import MEASURES, Scores, means, per_query
 from .bench import ratio
 

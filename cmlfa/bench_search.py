@@ -17,7 +17,8 @@ import faiss
 import numpy as np
 import psutil
 import torch
-from .synth import Size, UserError, write_synth
+from .support import UserError
+from .synth import Size, write_synth
 from .data import read_photos
 from .batches import Files
 from .model import CMLFA

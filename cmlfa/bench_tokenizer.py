@@ -13,7 +13,7 @@ from importlib.metadata import version
 from random import Random
 from statistics import median
 import torch
-from .synth import UserError
+from .support import UserError
 from .caption import sample_identity, visible
 from .style import DOMAINS, describe, misspell, shoot
 from .bpe import END, MASK, START, read_merges, vocabulary

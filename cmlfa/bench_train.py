@@ -24,7 +24,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import EventList
 from torch.profiler import ProfilerActivity, profile
-from .synth import UserError
+from .support import UserError
 from .data import Split
 from .batches import Augment, normalise
 from .clip import Arch

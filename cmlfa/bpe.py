@@ -13,7 +13,7 @@ from heapq import heapify, heappop, heappush
 from importlib.util import find_spec
 from pathlib import Path
 
-from .synth import UserError
+from .support import UserError
 
 # %% ../nbs/01_bpe.ipynb #f726b68d
 @cache

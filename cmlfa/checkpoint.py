@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from typing_extensions import Self
-from .synth import UserError
+from .support import UserError
 from .share import read_checkpoint, sync_folder
 from .gather import lost, rank
 from .shard import whole

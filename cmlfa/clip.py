@@ -18,7 +18,7 @@ import timm
 import torch, torch.nn.functional as F
 from torch import nn
 from timm.models.vision_transformer import VisionTransformer
-from .synth import UserError
+from .support import UserError
 
 # %% ../nbs/04_clip.ipynb #6f0f33a7
 @dataclass(frozen=True)

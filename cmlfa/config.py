@@ -18,7 +18,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import get_origin, get_type_hints
 import yaml
-from .synth import LAYOUTS, Parser, UserError
+from .support import Parser, UserError
+from .synth import LAYOUTS
 from .batches import FLIPS, SAMPLERS
 from .fitting import INTERPOLATIONS
 from .backbones import arch_named, natural_sizes, split_choice

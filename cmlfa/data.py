@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import resize
-from .synth import LAYOUTS, UserError
+from .support import UserError
+from .synth import LAYOUTS
 
 # %% ../nbs/02_data.ipynb #1a7f40de
 def locate(

@@ -9,13 +9,12 @@ __all__ = ['KINDS', 'IMAGE_FAULTS', 'MAX_BYTES', 'PUBLISHED', 'Report', 'read_im
 # %% ../nbs/03_doctor.ipynb #32ab8c24
 import hashlib, io, os, stat, warnings
 from collections import Counter, defaultdict
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
-from .synth import LAYOUTS, NAMES, SPLITS, UserError, ignore_interrupts, usable_cores
+from .support import NAMES, helpers, usable_cores
+from .synth import LAYOUTS, SPLITS
 from .tokenizer import Tokenizer
 from .data import FORMATS, MAX_PIXELS, check_rows, entry_fault, locate, read_entries
 
@@ -107,12 +106,9 @@ def examine_all(
     progress: bool = False, # show a bar on a terminal
 ) -> list[tuple]: # as `examine` gives them
     "Examine many images."
-    bar = lambda it: list(tqdm(it, total=len(paths), unit=" images", disable=None if progress else True))
-    if len(paths) < 500: return bar(map(examine, paths)) # starting processes would take longer
-    with ProcessPoolExecutor(min(workers or usable_cores(), 61), initializer=ignore_interrupts) as pool:
-        try: return bar(pool.map(examine, paths, chunksize=64))
-        except BrokenProcessPool: raise UserError("a process that was reading images got killed, perhaps for want of memory; try again with fewer --workers.") from None
-        finally: pool.shutdown(cancel_futures=True)
+    few, lost = len(paths) < 500, "a process that was reading images got killed, perhaps for want of memory; try again with fewer --workers." # few: starting processes would take longer
+    with helpers(examine, paths, 1 if few else workers or usable_cores(), lost, size=64) as examined:
+        return list(tqdm(examined, total=len(paths), unit=" images", disable=None if progress else True))
 
 # %% ../nbs/03_doctor.ipynb #5cd292a2
 def check_people(

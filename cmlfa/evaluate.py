@@ -25,7 +25,7 @@ from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 from .data import Split
 from .batches import Files, gallery_loader, normalise
-from .synth import UserError
+from .support import UserError
 from .gather import all_parts, anywhere, part, ranks, sentences
 from .model import CMLFA
 from .measures import MEASURES, Scores, means, per_query

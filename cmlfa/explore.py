@@ -12,7 +12,7 @@ from dataclasses import replace
 import ipywidgets as w
 from IPython.display import display
 from fastcore.basics import patch
-from .synth import UserError
+from .support import UserError
 from .share import RESPONSIBLE
 from .model import CMLFA
 from .whatif import suggest

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from torch import nn
-from .synth import Parser, UserError, command, plain
+from .support import Parser, UserError, command, plain
 from .batches import normalise
 from .model import CMLFA
 

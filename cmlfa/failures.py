@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from .synth import UserError
+from .support import UserError
 from .data import Split, locate
 from .measures import Scores
 

@@ -11,7 +11,7 @@ import re
 from functools import reduce
 import torch, torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
-from .synth import UserError
+from .support import UserError
 from .clip import Arch, ImageEncoder, TextEncoder
 from .resnet import ResNetEncoder, image_tower
 

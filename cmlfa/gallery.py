@@ -17,7 +17,8 @@ from pathlib import Path
 from random import Random
 import numpy as np
 from filelock import FileLock
-from .synth import SPLITS, Size, UserError, write_synth
+from .support import UserError
+from .synth import SPLITS, Size, write_synth
 from .data import locate, read_photos
 from .model import CMLFA
 from .items import Item, Model

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from .synth import UserError
+from .support import UserError
 
 # %% ../nbs/07b_gather.ipynb #98df88ec
 def ranks() -> int: # 1 if this process is alone

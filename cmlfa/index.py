@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from .caption import CAMERAS, choose, phrase, sample_identity, sample_shot, visible
-from .synth import NAMES, Parser, UserError, command
+from .support import NAMES, Parser, UserError, command
 from .data import BadImage, load_image
 from .gather import beside, one_voice
 from .batches import normalise

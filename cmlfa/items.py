@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from .synth import UserError
+from .support import UserError
 
 # %% ../nbs/13b_items.ipynb #8f4c3c06
 @dataclass(frozen=True)

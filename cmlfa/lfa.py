@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .clip import Block, QuickGELU
-from .synth import UserError
+from .support import UserError
 
 # %% ../nbs/05_lfa.ipynb #ee7ba3f1
 def attend(

@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from fastcore.basics import patch
 from torch.nn.utils import get_total_norm
-from .synth import UserError
+from .support import UserError
 from .masking import mask_tokens
 from .data import Split
 from .batches import Augment, PairLoader, send

@@ -9,7 +9,7 @@ __all__ = ['LOSSES', 'cosines', 'same_identity', 'itc_loss', 'sdm_loss', 'cmpm_l
 # %% ../nbs/07_losses.ipynb #050ab58e
 import torch
 import torch.nn.functional as F
-from .synth import UserError
+from .support import UserError
 
 # %% ../nbs/07_losses.ipynb #762910a6
 def cosines(

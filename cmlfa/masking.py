@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .synth import UserError
+from .support import UserError
 from .bpe import MASK, PAD
 
 # %% ../nbs/01b_masking.ipynb #a6266591

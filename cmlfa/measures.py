@@ -10,7 +10,7 @@ __all__ = ['ROWS', 'KS', 'TIES', 'BLOCK', 'MEASURES', 'Scores', 'find_matches', 
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
-from .synth import UserError
+from .support import UserError
 
 # %% ../nbs/10b_measures.ipynb #2c35dffc
 class Scores:

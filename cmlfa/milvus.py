@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from fastcore.basics import patch
 from typing_extensions import Self
-from .synth import UserError
+from .support import UserError
 from .items import Item, Model, Where, known_columns, latest, same_model
 from .store import Store
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .synth import UserError
+from .support import UserError
 from .tokenizer import VOCAB_SIZE, Tokenizer
 from .clip import Arch, TextEncoder, check_arch, end_positions, text_mask, trim
 from .resnet import image_tower

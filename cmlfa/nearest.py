@@ -14,7 +14,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
-from .synth import UserError
+from .support import UserError
 
 # %% ../nbs/13a_nearest.ipynb #857dc81e
 BLOCK = 1024 # vectors that are compared at a time

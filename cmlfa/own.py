@@ -10,7 +10,8 @@ import csv, io, json, os, shutil
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from random import Random
-from .synth import LAYOUTS, UserError
+from .support import UserError
+from .synth import LAYOUTS
 from .data import entry_fault
 
 # %% ../nbs/03a_own.ipynb #932f5d11

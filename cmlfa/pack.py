@@ -11,8 +11,6 @@ import hashlib, json, os, shutil, time
 try: import fcntl
 except ImportError: fcntl = None # type: ignore[assignment] # Windows, where nobody looks whether somebody else is packing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,7 +18,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
-from .synth import LAYOUTS, Parser, UserError, command, plain, usable_cores, ignore_interrupts
+from .support import Parser, UserError, command, helpers, plain, usable_cores
+from .synth import LAYOUTS
 from .tokenizer import Tokenizer
 from .data import locate, read_photos, read_splits
 from .batches import Files
@@ -89,17 +88,16 @@ def _begin(part, plan, paths): # the numbers of the blocks that are done already
     return blocks
 
 # %% ../nbs/03b_pack.ipynb #d135f285
+_LOST = "a process that was packing got killed, perhaps for want of memory; the same command goes on where it stopped, with fewer --workers perhaps."
+
 def _write_blocks(part, plan, paths, workers, progress): # all images
-    done, todo = _begin(part, plan, paths), range(-(-len(paths) // BLOCK))
-    job = partial(write_block, part=part, paths=paths, size=tuple(plan["size"]))
+    done, job = _begin(part, plan, paths), partial(write_block, part=part, paths=paths, size=tuple(plan["size"]))
+    todo = [b for b in range(-(-len(paths) // BLOCK)) if b not in done]
     bar = tqdm(total=len(paths), initial=len(done) * BLOCK, unit=" images", disable=None if progress else True)
-    with open(part / "done", "a") as log, ProcessPoolExecutor(min(workers, 61), initializer=ignore_interrupts) as pool:
-        try:
-            for block in (map if workers == 1 else pool.map)(job, [b for b in todo if b not in done]):
-                print(block, file=log, flush=True)
-                bar.update(min(BLOCK, len(paths) - block * BLOCK))
-        except BrokenProcessPool: raise UserError("a process that was packing got killed, perhaps for want of memory; the same command goes on where it stopped, with fewer --workers perhaps.") from None
-        finally: pool.shutdown(cancel_futures=True); bar.close()
+    with bar, open(part / "done", "a") as log, helpers(job, todo, workers, _LOST) as written:
+        for block in written:
+            print(block, file=log, flush=True)
+            bar.update(min(BLOCK, len(paths) - block * BLOCK))
 
 # %% ../nbs/03b_pack.ipynb #50e4dd7a
 def _checksum(file): # sha256, read in pieces

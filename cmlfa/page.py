@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 import ipywidgets as w
-from .synth import LAYOUTS, Parser, UserError, command, plain
+from .support import Parser, UserError, command, plain
+from .synth import LAYOUTS
 from .share import MODELS
 from .index import open_model
 from .gallery import open_gallery

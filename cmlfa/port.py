@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 import yaml
-from .synth import LAYOUTS, Parser, UserError, command
+from .support import Parser, UserError, command
+from .synth import LAYOUTS
 from .fitting import arch_of, count_blocks, load_image_weights, load_text_weights
 from .weights import is_archive
 from .model import CMLFA

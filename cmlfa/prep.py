@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from PIL import Image, ImageFile, ImageOps
-from .synth import LAYOUTS, Parser, UserError, command, plain
+from .support import Parser, UserError, command, plain
+from .synth import LAYOUTS
 from .data import MAX_PIXELS, entry_fault, locate, read_entries
 from .doctor import IMAGE_FAULTS, KINDS, Report, check, read_image_file
 

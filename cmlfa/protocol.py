@@ -18,7 +18,8 @@ from statistics import fmean, stdev
 from typing import Any
 import matplotlib.pyplot as plt
 import torch
-from .synth import LAYOUTS, Parser, UserError, command, plain
+from .support import Parser, UserError, command, plain
+from .synth import LAYOUTS
 from .data import Split
 from .pack import open_splits
 from .share import find_weights

@@ -13,7 +13,7 @@ import numpy as np
 import torch, torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import nn
-from .synth import UserError
+from .support import UserError
 from .clip import end_positions, trim
 from .data import Split
 from .batches import Files, gallery_loader, normalise

@@ -10,7 +10,7 @@ import torch, torch.nn.functional as F
 from torch import nn
 from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg
 from typing_extensions import Self
-from .synth import UserError
+from .support import UserError
 from .clip import Arch, ImageEncoder
 
 # %% ../nbs/04a_resnet.ipynb #9a5865be

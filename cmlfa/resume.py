@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 import torch
-from .synth import UserError
+from .support import UserError
 from .data import Split
 from .gather import ranks
 from .share import read_checkpoint

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from functools import partial
 import torch
 from torch.utils.checkpoint import checkpoint
-from .synth import UserError
+from .support import UserError
 from .shard import blocks
 from .model import CMLFA
 

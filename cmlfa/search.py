@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
-from .synth import Parser, UserError, command
+from .support import Parser, UserError, command
 from .data import BadImage, load_image, open_image
 from .batches import normalise
 from .model import CMLFA

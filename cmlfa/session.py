@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from PIL import Image
-from .synth import UserError
+from .support import UserError
 from .data import MAX_PIXELS, check_rows, upright
 from .search import Hit, Hits, Query, plot_hits, sheet
 from .why import Why, why, words

@@ -9,7 +9,7 @@ __all__ = ['FUSIONS', 'fuse', 'SFF']
 import torch
 from torch import nn
 
-from .synth import UserError
+from .support import UserError
 
 # %% ../nbs/06_sff.ipynb #86ae2754
 def fuse(

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from typing_extensions import Self
-from .synth import UserError
+from .support import UserError
 from .tokenizer import END, MASK, PAD, START, VOCAB_SIZE
 from .clip import Arch
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from typing_extensions import Self
-from .synth import UserError
+from .support import UserError
 from .items import Item, Model, Where, known_columns, latest, open_items, read_manifest, same_model, sql, transaction, write_manifest
 from .nearest import AGAIN, build_index, choose_kind, load_index, nearest, save_index, tune, wrong_with
 

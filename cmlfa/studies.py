@@ -8,7 +8,7 @@ __all__ = ['t_factor', 'Interval', 'interval', 'paired', 'verdict']
 # %% ../nbs/15a_studies.ipynb #15a7cf5c
 from dataclasses import dataclass
 import numpy as np
-from .synth import UserError
+from .support import UserError
 
 # %% ../nbs/15a_studies.ipynb #15abb70a
 def t_factor(

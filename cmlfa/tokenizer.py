@@ -18,7 +18,7 @@ import regex
 import torch
 from fastcore.basics import patch
 
-from .synth import UserError
+from .support import UserError
 from .bpe import END, MASK, PAD, SPECIALS, START, VOCAB_SIZE, byte_signs, vocabulary, word_ids
 
 if TYPE_CHECKING: from matplotlib.axes import Axes # which is loaded only to draw

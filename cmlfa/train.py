@@ -19,7 +19,7 @@ except ImportError: fcntl = None # type: ignore[assignment] # Windows, where nob
 from accelerate.utils import set_seed
 from torch.utils.data import Dataset
 from typing_extensions import Self
-from .synth import UserError, command
+from .support import UserError, command
 from .tokenizer import Tokenizer
 from .data import Split
 from .gather import beside, one_voice, rank_mean, ranks

@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.transforms.functional import pad, resize
 from torchvision.utils import make_grid
 from tqdm import tqdm
-from .synth import UserError, nowhere
+from .support import UserError, nowhere
 from .data import Split
 from .batches import MEAN, STD, Files, normalise
 from .lfa import attend

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 import torch
 from safetensors.torch import load_file
-from .synth import UserError
+from .support import UserError
 
 # %% ../nbs/04b_weights.ipynb #4131af91
 def read_pickle(

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from PIL import Image
 from .caption import ATTRIBUTES, WORDS
-from .synth import UserError
+from .support import UserError
 from .search import Hit
 from .why import AGAINST, FOR, words
 

@@ -17,7 +17,7 @@ import torch, torch.nn.functional as F
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import resize
 from .clip import trim
-from .synth import UserError
+from .support import UserError
 from .tokenizer import Tokenizer
 from .data import load_image
 from .batches import normalise

@@ -3,7 +3,8 @@
     python data_prep/from_table.py TABLE IMAGES DIR [--layout CUHK-PEDES] [--seed 0] [--copy]
 """
 from cmlfa.own import import_table
-from cmlfa.synth import LAYOUTS, Parser, command
+from cmlfa.support import Parser, command
+from cmlfa.synth import LAYOUTS
 
 
 @command

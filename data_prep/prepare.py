@@ -4,7 +4,8 @@
 """
 from cmlfa.own import lay_out
 from cmlfa.prep import check, table
-from cmlfa.synth import LAYOUTS, Parser, command
+from cmlfa.support import Parser, command
+from cmlfa.synth import LAYOUTS
 
 
 @command

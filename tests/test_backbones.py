@@ -17,7 +17,7 @@ from cmlfa.clip import TextEncoder, check_arch, end_positions
 from cmlfa.fitting import fit_grid, load_image_weights, load_text_weights
 from cmlfa.model import build_model
 from cmlfa.resnet import image_tower
-from cmlfa.synth import UserError
+from cmlfa.support import UserError
 from conftest import run
 from forked import Command
 
@@ -143,7 +143,7 @@ def test_the_command_refuses_in_one_line(bad, data, tmp_path, choice, said):
 
 
 def test_without_a_network_the_sentence_says_what_to_put_where(tmp_path):
-    code = "from cmlfa.backbones import fetch; from cmlfa.synth import command; command(fetch)(f'http://127.0.0.1:9/{\"0\" * 64}/ViT-B-16.pt', '.')"
+    code = "from cmlfa.backbones import fetch; from cmlfa.support import command; command(fetch)(f'http://127.0.0.1:9/{\"0\" * 64}/ViT-B-16.pt', '.')"
     done = run("python", "-c", code, cwd=tmp_path)
     assert done.returncode == 2 and "another machine and put it at ViT-B-16.pt" in done.stderr and "Traceback" not in done.stderr, done.stderr
 

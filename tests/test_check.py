@@ -236,7 +236,7 @@ def test_ctrl_c_is_a_sentence(copy):
     for e in many: (images / e["file_path"]).hardlink_to(images / e["file_path"].rsplit(".", 2)[0])
     annotations(copy).write_text(json.dumps(many))
     code = "import sys, cmlfa.doctor as d, cmlfa.prep as p; real = d.decode; d.decode = lambda data: (print('ready', flush=True), real(data))[1]; p.main(sys.argv[1:])"
-    p, limit = Command("python", "-c", code, copy, "--workers", "1", cwd=copy), time.monotonic() + 300
+    p, limit = Command("python", "-c", code, copy, "--workers", "2", cwd=copy), time.monotonic() + 300
     while not p.said("ready") and p.poll() is None and time.monotonic() < limit: time.sleep(.01) # the first image is being looked at
     _, err = p.interrupt()
     assert p.returncode == 130 and "stopped by Ctrl-C" in err and "Traceback" not in err, err

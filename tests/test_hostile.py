@@ -16,7 +16,8 @@ from cmlfa.items import parse_where
 from cmlfa.prep import page, table
 from cmlfa.session import check_text
 from cmlfa.settings import Config
-from cmlfa.synth import LAYOUTS, UserError, plain
+from cmlfa.support import UserError, plain
+from cmlfa.synth import LAYOUTS
 from cmlfa.tokenizer import Tokenizer
 
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))

@@ -13,7 +13,7 @@ from cmlfa.lfa import LFA
 from cmlfa.losses import cmpm_loss, id_loss, itc_loss, mlm_loss, sdm_loss
 from cmlfa.masking import mask_tokens
 from cmlfa.measures import per_query
-from cmlfa.synth import UserError
+from cmlfa.support import UserError
 from cmlfa.tokenizer import Tokenizer, chunks, split_words
 
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, max_examples=60, suppress_health_check=list(HealthCheck))

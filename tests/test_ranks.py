@@ -14,7 +14,7 @@ from conftest import BIN, TINY, run
 
 from cmlfa.config import parse_args
 from cmlfa.gather import on_ranks, rank
-from cmlfa.synth import UserError
+from cmlfa.support import UserError
 from cmlfa.train import Log, train
 
 SHORT = [*TINY, *"--cpu --dataset_name CUHK-PEDES --num_epoch 2 --lr 1e-3 --loss_names sdm+id+itc --prototypes 0 --log_period 4".split()] # nothing in it throws dice

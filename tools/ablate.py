@@ -33,7 +33,8 @@ from cmlfa.config import Config, from_dict, read_yaml
 from cmlfa.evaluate import embed_split, evaluate
 from cmlfa.loop import Callback, Trainer
 from cmlfa.pack import open_splits, write_pack
-from cmlfa.synth import Size, UserError, write_synth
+from cmlfa.support import UserError
+from cmlfa.synth import Size, write_synth
 from cmlfa.train import make_trainer
 from cmlfa.watch import History, TensorBoard, Trackers
 

@@ -75,7 +75,7 @@ FIRST = dict( # something that works, to begin with
 
 def once(name: str, data: bytes):
     "Try one input; a UserError is an answer."
-    from cmlfa.synth import UserError
+    from cmlfa.support import UserError
     try: TARGETS[name](data)
     except UserError as e: assert str(e), "a sentence"
 

@@ -17,7 +17,7 @@ from cmlfa.config import load_config
 from cmlfa.model import CMLFA
 from cmlfa.port import main as convert
 from cmlfa.store import Store
-from cmlfa.synth import UserError
+from cmlfa.support import UserError
 from cmlfa.weights import read_tensors
 
 

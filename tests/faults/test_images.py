@@ -20,7 +20,7 @@ from cmlfa.pack import Packed, image_source, write_pack
 from cmlfa.search import pixels, thumbnail
 from cmlfa.session import read_upload
 from cmlfa.store import Store
-from cmlfa.synth import UserError
+from cmlfa.support import UserError
 
 SIZE = (96, 48) # height, width
 QUARTERS = np.array([[[200, 30, 30], [30, 160, 60]], [[40, 60, 220], [240, 240, 240]]], np.uint8) # red, green; blue, white

@@ -34,7 +34,8 @@ from cmlfa.search import main as search_main
 from cmlfa.search import search, sheet
 from cmlfa.share import write_atomic
 from cmlfa.store import Store
-from cmlfa.synth import UserError, write_synth
+from cmlfa.support import UserError
+from cmlfa.synth import write_synth
 from cmlfa.synth import main as synth_main
 from cmlfa.train import main as train_main
 

@@ -11,7 +11,7 @@ import pytest
 from forked import ENTRIES
 from PIL import Image
 
-from cmlfa.synth import Parser
+from cmlfa.support import Parser
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
