@@ -25,7 +25,7 @@ from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 from .data import Split
 from .batches import Files, gallery_loader, normalise
-from .support import UserError
+from .support import UserError, undisturbed
 from .gather import all_parts, anywhere, part, ranks, sentences
 from .model import CMLFA
 from .measures import MEASURES, Scores, means, per_query
@@ -43,7 +43,7 @@ def embed_images(
     n = len(images) # type: ignore[arg-type] # torch does not promise it of every data set
     loader = gallery_loader(Subset(images, range(n)[part(n)]) if ranks() > 1 else images, batch_size, num_workers)
     out, trouble = [], None
-    try: out = [model.encode_image(normalise(x.to(model.device))).cpu() for x in tqdm(loader, "images", leave=False, disable=None if progress else True)]
+    try: out = [model.encode_image(normalise(x.to(model.device))).cpu() for x in tqdm(undisturbed(loader), "images", len(loader), leave=False, disable=None if progress else True)]
     except Exception as e: trouble = e
     foreseen = isinstance(trouble, (UserError, MemoryError, torch.OutOfMemoryError))
     stop, unforeseen = anywhere(trouble is not None, not (trouble is None or foreseen))

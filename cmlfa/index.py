@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from .caption import CAMERAS, choose, phrase, sample_identity, sample_shot, visible
-from .support import NAMES, Parser, UserError, command
+from .support import NAMES, Parser, UserError, command, undisturbed
 from .data import BadImage, load_image
 from .gather import beside, one_voice
 from .batches import normalise
@@ -126,7 +126,7 @@ def embed_new(
     how = "spawn" if num_workers and not isinstance(store, Store) else None # a connection to Milvus does not survive a fork
     loader, anew = DataLoader(Readable(files, size, have), batch_size, num_workers=num_workers, collate_fn=_as_is, multiprocessing_context=how), Readable(files, size)
     bar, again, bad = tqdm(total=len(items), unit=" images", disable=None if progress else True), 0, {}
-    for k, batch in enumerate(loader):
+    for k, batch in enumerate(undisturbed(loader)):
         done, part = [], items[k * batch_size:(k + 1) * batch_size]
         old = known.vectors_of([h for h, pixels, wrong in batch if pixels is None and not wrong])
         batch = [anew[k * batch_size + i] if b[1] is None and not b[2] and b[0] not in old else b for i, b in enumerate(batch)] # its row was replaced meanwhile

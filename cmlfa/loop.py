@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from fastcore.basics import patch
 from torch.nn.utils import get_total_norm
-from .support import UserError
+from .support import UserError, postponed
 from .masking import mask_tokens
 from .data import Split
 from .batches import Augment, PairLoader, send
@@ -259,7 +259,7 @@ def batches(self: Trainer) -> Iterator[dict]:
     def have(fn, *args): # what it gives, if every process has got its own
         found, trouble = None, None
         try:
-            with losing(self.signals): found = fn(*args)
+            with losing(self.signals), postponed(): found = fn(*args)
         except (Stopped, UserError) as e: trouble = e
         self.agree(trouble)
         return found

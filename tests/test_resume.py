@@ -12,7 +12,7 @@ from functools import partial
 
 import psutil
 import pytest
-from conftest import FULL, PUBLISHED, TINY, disk, remount
+from conftest import FULL, PUBLISHED, TINY, disk, remount, run
 
 from cmlfa.watch import History
 
@@ -157,6 +157,29 @@ def test_a_signal_to_all_processes_of_the_job_is_a_stop_like_any_other(line, who
     code, said = end(start([*line, "--num_workers", "2", "--resume"], tmp_path), tmp_path)
     assert code == 0, said
     same(tmp_path, whole)
+
+
+LOCKS = """
+import os, signal, sys, threading, traceback
+import cmlfa.index, cmlfa.train
+os.cpu_count = lambda: 8 # else nobody helps to load on a small machine
+take, taken = threading.Condition.__enter__, []
+def gap(lock): # take a lock of a loader's queue, and be interrupted before anybody knows
+    got = take(lock)
+    if threading.get_ident() == threading.main_thread().ident and any(f.name == "put" and "multiprocessing" in f.filename for f in traceback.extract_stack(limit=3)):
+        taken.append(lock)
+        if len(taken) == 5: signal.raise_signal(signal.SIGINT)
+    return got
+threading.Condition.__enter__ = gap
+{}.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("module, words", [("cmlfa.train", "stopped by SIGINT. The run is kept up to step"), ("cmlfa.index", "stopped by Ctrl-C; what was embedded is kept, and the same command goes on")])
+def test_ctrl_c_never_comes_in_the_middle_of_a_lock(module, words, data, tmp_path):
+    args = ["--root_dir", data, *TINY, *FLAGS] if module == "cmlfa.train" else [data / "CUHK-PEDES/imgs", "--cpu", "--batch_size", "16"]
+    done = run("python", "-c", LOCKS.format(module), *args, "--num_workers", "2", cwd=tmp_path)
+    assert done.returncode == 130 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 def test_a_killed_loading_worker_is_one_sentence_and_nothing_is_lost(line, whole, tmp_path):
