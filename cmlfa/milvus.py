@@ -44,6 +44,7 @@ def answering(
     uri: str, # of the server
 ) -> Iterator[None]:
     "Turn what goes wrong between us and Milvus into a sentence."
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE") # what goes wrong on the way is raised, and need not be printed as well
     try:
         from pymilvus import MilvusException
     except ImportError as e: raise UserError(f"{uri}: pymilvus is not installed; install it with: pip install 'cmlfa[milvus]'") from e

@@ -6,7 +6,7 @@
 __all__ = ['NAMES', 'UserError', 'plain', 'nowhere', 'command', 'Parser', 'usable_cores', 'postponed', 'helpers', 'undisturbed']
 
 # %% ../nbs/00_support.ipynb #2544890d
-import argparse, errno, functools, multiprocessing, os, re, signal, sys, threading
+import argparse, errno, functools, multiprocessing, os, re, signal, sys, threading, time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
@@ -115,9 +115,12 @@ def postponed() -> Iterator[Callable[[], None]]: # what lets a signal through th
     before = {s: handler for s in (signal.SIGTERM, signal.SIGINT) if here and callable(handler := signal.getsignal(s))}
     noted = list[tuple]()
     def hear():
-        if noted: before[noted[0][0]](*noted.pop(0))
+        if noted: before[noted[0][1]](*noted.pop(0)[1:])
+    def note(*what):
+        noted.append((time.monotonic(), *what))
+        if noted[-1][0] - noted[0][0] > 2: hear()
     try:
-        for s in before: signal.signal(s, lambda *what: noted.append(what))
+        for s in before: signal.signal(s, note)
         yield hear
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
