@@ -18,7 +18,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import get_origin, get_type_hints
 import yaml
-from .support import Parser, UserError
+from .support import NAMES, Parser, UserError
 from .synth import LAYOUTS
 from .batches import FLIPS, SAMPLERS
 from .fitting import INTERPOLATIONS
@@ -82,6 +82,8 @@ def validate(
     if cfg.masked_token_rate + cfg.masked_token_unchanged_rate > 1: raise UserError("masked_token_rate: together with masked_token_unchanged_rate it is more than 1; make them smaller.")
     if not 0 < cfg.mlm_rate < 1: raise UserError(f"mlm_rate: {cfg.mlm_rate} must lie between 0 and 1.")
     if cfg.name in ("", ".", "..") or Path(cfg.name).name != cfg.name or len(cfg.name.encode()) > 200: raise UserError(f"name: {cfg.name!r:.80} must be a plain name, without a path; use output_dir for the place.")
+    for name in ("name", "output_dir"):
+        if NAMES and not getattr(cfg, name).isascii(): raise UserError(f"{name}: {getattr(cfg, name)!r} is not the same name for all that write there{NAMES}; choose plain letters.") # TensorBoard writes UTF-8
     if cfg.pretrain_choice == "none": arch_named(cfg.backbone)
     split_choice(cfg.pretrain_choice) # a name whose towers cannot be built is refused here, before any data is read
     if cfg.fsdp and cfg.compile: raise UserError("fsdp: shares out plain blocks, not compiled ones; leave --compile out.")
