@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from .data import Split, load_image
-from .support import UserError
+from .support import UserError, postponed
 from .tokenizer import Tokenizer
 
 # %% ../nbs/02b_batches.ipynb #c47c7dd0
@@ -120,7 +120,7 @@ def side_by_side(
     threads = torch.get_num_threads()
     if threads == 1: return [fn(p) for p in pieces]
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool: return list(pool.map(fn, pieces))
+        with postponed(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool: return list(pool.map(fn, pieces))
     finally: torch.set_num_threads(threads) # the number is one for all threads that begin after this
 
 # %% ../nbs/02b_batches.ipynb #a948f510

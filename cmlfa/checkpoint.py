@@ -177,8 +177,8 @@ def watch_children(self: Signals) -> None:
 
 @patch
 def hear_child(self: Signals, number: int, frame: FrameType | None) -> None:
-    "A process that this one has started is no more. Of several, only the loader may say so: between two steps, where all can agree."
-    if self.together: return
+    "A process that this one has started is no more. Of several, only the loader may say so: between two steps, where all can agree; and nobody once a stop is asked for."
+    if self.together or self.asked: return
     self.late = (number, frame) if self.depth else None
     if not self.depth: self.old[number](number, frame)
 

@@ -10,7 +10,7 @@ __all__ = ['ROWS', 'KS', 'TIES', 'BLOCK', 'MEASURES', 'Scores', 'find_matches', 
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
-from .support import UserError
+from .support import UserError, postponed
 
 # %% ../nbs/10b_measures.ipynb #2c35dffc
 class Scores:
@@ -54,7 +54,7 @@ def count_ahead(
     larger = torch.nextafter(hits, torch.tensor(torch.inf)) # at least as large as the next number is: larger
     rows = block.numpy(), hits.amin(1).tolist(), torch.cat([larger, hits], 1).numpy()
     pieces = [zip(*(r[i:i + ROWS] for r in rows)) for i in range(0, len(block), ROWS)]
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool: done = list(pool.map(lambda piece: [_place(*row) for row in piece], pieces))
+    with postponed(), ThreadPoolExecutor(torch.get_num_threads()) as pool: done = list(pool.map(lambda piece: [_place(*row) for row in piece], pieces))
     ahead, atleast = torch.from_numpy(np.stack([place for piece in done for place in piece])).chunk(2, 1)
     return ahead, atleast
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
-from .support import UserError
+from .support import UserError, postponed
 
 # %% ../nbs/13a_nearest.ipynb #857dc81e
 BLOCK = 1024 # vectors that are compared at a time
@@ -55,7 +55,7 @@ def scan_one(
         scanner.scan_codes(len(some), faiss.swig_ptr(some), None, faiss.swig_ptr(scores), faiss.swig_ptr(rows), k)
         type(scanner).__swig_destroy__(scanner) # FAISS hands it over, and nobody else would free it
         return scores[rows >= 0], rows[rows >= 0] + i
-    with ThreadPoolExecutor(threads) as pool: scores, rows = map(np.concatenate, zip(*pool.map(piece, range(0, len(codes), step))))
+    with postponed(), ThreadPoolExecutor(threads) as pool: scores, rows = map(np.concatenate, zip(*pool.map(piece, range(0, len(codes), step))))
     best = np.lexsort((rows, -scores))[:k]
     return scores[best], rows[best]
 

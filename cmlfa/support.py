@@ -105,6 +105,7 @@ def usable_cores() -> int: return len(os.sched_getaffinity(0)) if hasattr(os, "s
 
 def _help(): # in a process that helps: Ctrl-C is for its parent, and without a parent it ends
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL) # else the pool could not end it
     if parent := multiprocessing.parent_process(): threading.Thread(target=lambda p: (p.join(), os._exit(1)), args=(parent,), daemon=True).start() # or it would wait for work for ever
 
 # %% ../nbs/00_support.ipynb #1b95e58c
@@ -113,16 +114,20 @@ def postponed() -> Iterator[Callable[[], None]]: # what lets a signal through th
     "Within it Ctrl-C and SIGTERM wait until they are heard, at the latest at the end."
     here = threading.current_thread() is threading.main_thread()
     before = {s: handler for s in (signal.SIGTERM, signal.SIGINT) if here and callable(handler := signal.getsignal(s))}
-    noted = list[tuple]()
+    noted, times = list[tuple](), list[float]()
     def hear():
-        if noted: before[noted[0][1]](*noted.pop(0)[1:])
+        while noted:
+            number, frame = noted.pop(0)
+            before[number](number, frame)
     def note(*what):
-        noted.append((time.monotonic(), *what))
-        if noted[-1][0] - noted[0][0] > 2: hear()
+        noted.append(what)
+        times.append(time.monotonic())
+        if times[-1] - times[0] > 2: hear()
     try:
         for s in before: signal.signal(s, note)
         yield hear
     finally:
+        times.insert(0, float("-inf")) # what comes while the handlers change back is heard at once
         for s, handler in before.items(): signal.signal(s, handler)
         hear() # also where something else went wrong, perhaps because all processes were told to end
 

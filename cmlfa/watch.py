@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.transforms.functional import pad, resize
 from torchvision.utils import make_grid
 from tqdm import tqdm
-from .support import UserError, nowhere
+from .support import UserError, nowhere, postponed
 from .data import Split
 from .batches import MEAN, STD, Files, normalise
 from .lfa import attend
@@ -189,16 +189,19 @@ class TensorBoard(Callback):
         self.writer, self.files = SummaryWriter(t.folder / "tensorboard", purge_step=t.step + 1), Files(t.val.paths, t.cfg.img_size)
         self.hook, threading.excepthook = threading.excepthook, one_line
 
+    @postponed()
     def after_fit(self, t: Trainer) -> None:
         if not hasattr(self, "writer"): return
         try: self.writer.close()
         finally: threading.excepthook = self.hook
 
+    @postponed()
     def after_read(self, t: Trainer) -> None:
         if t.step % t.cfg.log_period: return
         for name in t.rows[-1].keys() - {"step", "epoch"}: self.writer.add_scalar(name if name in ("norm", "temperature") else f"loss/{name}", t.rows[-1][name], t.step)
         for g in t.optimizer.param_groups: self.writer.add_scalar(f"rate/{g['name']}", g["lr"], t.step)
 
+    @postponed()
     def after_epoch(self, t: Trainer) -> None:
         for way in ("t2i", "i2t"):
             for k, v in t.report.get(way, {}).items(): self.writer.add_scalar(f"{t.cfg.val_dataset} {way}/{k}", v, t.step)
@@ -230,9 +233,11 @@ class Trackers(Callback):
             self.running[-1].start()
             self.running[-1].store_init_configuration({k: v if isinstance(v, (int, float, str)) else str(v) for k, v in as_json(t.cfg).items()})
 
+    @postponed()
     def after_fit(self, t: Trainer) -> None:
         for tracker in self.running: tracker.finish()
 
+    @postponed()
     def send(self, t: Trainer, values: dict[str, float]) -> None:
         "The same values to all."
         for tracker in self.running: tracker.log(values, step=t.step)

@@ -1,4 +1,5 @@
 """A training that is killed, stopped, or runs out of disk loses nothing that it had."""
+import faulthandler
 import multiprocessing
 import os
 import random
@@ -7,14 +8,22 @@ import resource
 import shlex
 import signal
 import sys
+import threading
 import time
 from functools import partial
+from types import SimpleNamespace
 
+import faiss
+import numpy as np
 import psutil
 import pytest
+import torch
 from conftest import FULL, PUBLISHED, TINY, disk, remount, run
 
-from cmlfa.watch import History
+from cmlfa.batches import side_by_side
+from cmlfa.measures import count_ahead
+from cmlfa.nearest import scan_one
+from cmlfa.watch import History, TensorBoard
 
 FLAGS = "--num_epoch 4 --batch_size 16 --lr 1e-3 --lfa_layers 1 --cmt_depth 1 --log_period 1 --checkpoint_steps 2 --test_batch_size 64 --cpu".split()
 processes = multiprocessing.get_context("forkserver") # imports once, then forks: a start costs a second and not six
@@ -41,6 +50,7 @@ def train(argv, folder, at=None):
     for fd in (1, 2): os.dup2(out, fd)
     os.chdir(folder)
     os.setpgid(0, 0) # a process group of its own, as a shell or a scheduler gives it
+    multiprocessing.set_start_method(None, force=True) # the system's own, as for everybody; the server would hand on its way
     if "--num_workers" in argv: os.cpu_count = lambda: 8 # else there are none on a small machine
     from dataclasses import replace
 
@@ -151,7 +161,7 @@ def test_a_stop_is_saved_and_says_how_to_go_on(number, cut, evaluating, line, wh
 
 def test_a_signal_to_all_processes_of_the_job_is_a_stop_like_any_other(line, whole, tmp_path):
     for wanted in (13, 19, 26): # schedulers end the loading workers as well
-        code, said = end(start([*line, "--num_workers", "2", "--checkpoint_steps", "0", "--resume"], tmp_path, (wanted, partial(os.kill, 0, signal.SIGTERM))), tmp_path) # 0: its group
+        code, said = end(start([*line, "--num_workers", "2", "--checkpoint_steps", "0", "--resume"], tmp_path, (wanted, partial(os.system, "trap '' TERM; kill -TERM 0; sleep .3"))), tmp_path) # 0: its group; by a shell, since workers take it for granted from their parent
         assert code == 130 and "Traceback" not in said, said
         assert int(re.search(r"stopped by SIGTERM. The run is kept up to step (\d+) in", said)[1]) == steps(tmp_path) == wanted + 1, said
     code, said = end(start([*line, "--num_workers", "2", "--resume"], tmp_path), tmp_path)
@@ -180,6 +190,45 @@ def test_ctrl_c_never_comes_in_the_middle_of_a_lock(module, words, data, tmp_pat
     args = ["--root_dir", data, *TINY, *FLAGS] if module == "cmlfa.train" else [data / "CUHK-PEDES/imgs", "--cpu", "--batch_size", "16"]
     done = run("python", "-c", LOCKS.format(module), *args, "--num_workers", "2", cwd=tmp_path)
     assert done.returncode == 130 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def board(folder):
+    "TensorBoard's callback, with scalars to write."
+    t = SimpleNamespace(folder=folder, step=0, val=SimpleNamespace(paths=[]), cfg=SimpleNamespace(img_size=(8, 8), log_period=1, val_dataset="val"), rows=[dict(step=0, loss=1.)],
+                        optimizer=SimpleNamespace(param_groups=[dict(name="new", lr=.1)]), report=dict(t2i=dict.fromkeys(map(str, range(9)), 40.)), batch=None, seen=None)
+    callback = TensorBoard()
+    callback.before_fit(t)
+    def write():
+        try: callback.after_read(t); callback.after_epoch(t)
+        finally: callback.after_fit(t)
+    return write
+
+
+def scan():
+    vectors, coder = np.random.default_rng(0).random((640, 16), np.float32), faiss.ScalarQuantizer(16, faiss.ScalarQuantizer.QT_8bit)
+    coder.train(vectors)
+    return lambda: scan_one(coder.compute_codes(vectors), coder, vectors[0], 5)
+
+
+@pytest.mark.parametrize("prepare", [lambda _: lambda: side_by_side(abs, range(40)), lambda _: lambda: count_ahead(torch.ones(400, 9), torch.ones(400, 1)), lambda _: scan(), board], ids=["augmenting", "measuring", "scanning", "TensorBoard"])
+@pytest.mark.parametrize("number", [3, 6]) # of the lock
+def test_ctrl_c_never_comes_in_the_middle_of_a_lock_that_threads_share(prepare, number, monkeypatch, tmp_path):
+    take, taken, before, work = threading.Condition.__enter__, [], (torch.get_num_threads(), faiss.omp_get_max_threads()), prepare(tmp_path)
+    def gap(lock): # take a lock, and be interrupted before anybody knows
+        got = take(lock)
+        if threading.get_ident() == threading.main_thread().ident:
+            taken.append(lock)
+            if len(taken) == number: signal.raise_signal(signal.SIGINT)
+        return got
+    faulthandler.dump_traceback_later(100, exit=True) # else nothing would end any more
+    torch.set_num_threads(2); faiss.omp_set_num_threads(2)
+    try:
+        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+            m.setattr(threading.Condition, "__enter__", gap)
+            work()
+    finally:
+        torch.set_num_threads(before[0]); faiss.omp_set_num_threads(before[1])
+        faulthandler.cancel_dump_traceback_later()
 
 
 def test_a_killed_loading_worker_is_one_sentence_and_nothing_is_lost(line, whole, tmp_path):
