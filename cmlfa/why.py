@@ -88,7 +88,7 @@ def design(
     n: int, # parts, each there or not
 ) -> torch.Tensor: # 1 where a part is there and -1 where it isn't, settings x n
     "Settings from which each part's effect can be told: a folded-over Hadamard design."
-    h = np.ones((1, 1), np.float32)
+    h: np.ndarray = np.ones((1, 1), np.float32)
     while len(h) < n: h = np.block([[h, h], [h, -h]])
     h = h[:, np.random.default_rng(0).permutation(len(h))[:n]] # neighbours in an image should not be neighbours in the pattern
     return torch.from_numpy(np.concatenate([h, -h]))

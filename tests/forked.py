@@ -8,7 +8,6 @@ import gc
 import importlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -33,7 +32,6 @@ def entries():
 
 
 ENTRIES = entries()
-SWALLOWED = re.compile(r"^Exception ignored in.*?^KeyboardInterrupt:? *\n", re.S | re.M)
 
 
 class Command:
@@ -81,16 +79,9 @@ class Command:
     def kill(self): self.send_signal(signal.SIGKILL)
 
     def interrupt(self, timeout=300):
-        "Ctrl-C; what was said until the end. Python swallows one that comes in the middle of a fork, and says so; who sees that presses again."
+        "Ctrl-C; what was said until the end."
         self.send_signal(signal.SIGINT)
-        end, seen = time.monotonic() + timeout, 0
-        while self.poll() is None and time.monotonic() < end:
-            if (n := len(SWALLOWED.findall((self.folder / "stderr").read_text()))) > seen:
-                seen = n
-                self.send_signal(signal.SIGINT)
-            time.sleep(.01)
-        out, err = self.communicate(1)
-        return out, SWALLOWED.sub("", err)
+        return self.communicate(timeout)
 
 
 def become(job):

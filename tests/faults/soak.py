@@ -379,6 +379,7 @@ def long_run(epochs: int, work: Path) -> dict:
 
 # The explorer
 
+WARM = 150 # questions of each visitor before memory is watched: after about a hundred, Python's table of names grows once, by 7 MB
 VISITORS = 20 # each has a process behind the page, a tenth of a gigabyte; half of one where processes are not forked
 
 def taken(server: psutil.Process) -> float:
@@ -483,21 +484,25 @@ def explorer_load(seconds: float, work: Path) -> dict:
             time.sleep(.2)
         visitors, memory = [Client(found[0]) for _ in range(clients)], []
         with ThreadPoolExecutor(2) as pool: list(pool.map(Client.page, visitors)) # two at a time: without forking, each starts a process that imports PyTorch
-        async def visit(v, seed, until):
+        async def visit(v, seed, over):
             rng = random.Random(seed)
             texts = sentences(500, seed)
             await v.ask("a person in a red coat")
-            while time.time() < until():
+            while not over.is_set():
                 await v.ask(rng.choice(texts) + f" {v.asked}")
                 await asyncio.sleep(rng.uniform(.5, 1.5))
-        async def watch(until):
-            while time.time() < until():
+        async def watch(over):
+            begun = time.time()
+            while min(v.asked for v in visitors) < WARM and time.time() - begun < seconds: await asyncio.sleep(1)
+            begun = time.time()
+            while time.time() - begun < seconds:
                 memory.append(await asyncio.to_thread(taken, psutil.Process(server.pid)))
                 await asyncio.sleep(2)
+            over.set()
         async def all_of_it():
             for v in visitors: await v.open()
-            stop = time.time() + seconds
-            await asyncio.gather(*(visit(v, n, lambda: stop) for n, v in enumerate(visitors)), watch(lambda: stop))
+            over = asyncio.Event()
+            await asyncio.gather(*(visit(v, n, over) for n, v in enumerate(visitors)), watch(over))
         asyncio.run(all_of_it())
         said = log.read_text()
     finally:
